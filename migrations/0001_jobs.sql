@@ -1,0 +1,328 @@
+-- The ledger: what a job is and where it stands. A live job's state is the narrow table that holds its id:
+-- `parked` = scheduled, `ready` = queued, `held` = running; a terminal job lies in `history`.
+-- The wide `jobs` row is not touched by a claim, so the hot path updates no indexed row (docs/decisions/0006).
+
+CREATE TABLE tenants (
+    id          int PRIMARY KEY,
+    name        text NOT NULL UNIQUE,
+    created_at  timestamptz NOT NULL DEFAULT now()
+);
+INSERT INTO tenants (id, name) VALUES (1, 'default');
+
+CREATE TABLE pools (
+    name           text PRIMARY KEY,
+    paused_at      timestamptz,
+    paused_by      text,
+    paused_reason  text
+);
+
+-- A slot is one pinned process. `beat` is bumped by its supervisor; `ended_at` set means dead, for ever.
+CREATE TABLE slots (
+    id             bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    supervisor_id  uuid NOT NULL,
+    pool           text NOT NULL,
+    number         smallint NOT NULL,
+    host           text NOT NULL,
+    pid            int NOT NULL,
+    cores          int[] NOT NULL,
+    kinds          text[] NOT NULL,
+    version        text NOT NULL,
+    started_at     timestamptz NOT NULL DEFAULT clock_timestamp(),
+    beat           bigint NOT NULL DEFAULT 0,
+    beat_at        timestamptz NOT NULL DEFAULT clock_timestamp(),
+    ended_at       timestamptz,
+    end_reason     text
+) WITH (fillfactor = 50);
+CREATE INDEX slots_live ON slots (pool) WHERE ended_at IS NULL;
+
+CREATE SEQUENCE attempt_tokens CACHE 64;
+
+CREATE TABLE batches (
+    id            uuid PRIMARY KEY,
+    tenant_id     int NOT NULL REFERENCES tenants (id),
+    state         text NOT NULL CHECK (state IN ('open', 'running', 'finished')),
+    run           int NOT NULL DEFAULT 1,
+    tags          text[] NOT NULL DEFAULT '{}',
+    callback_url  text,
+    created_at    timestamptz NOT NULL DEFAULT now(),
+    finished_at   timestamptz,
+    CHECK ((state = 'finished') = (finished_at IS NOT NULL))
+);
+CREATE INDEX batches_list ON batches (tenant_id, id);
+CREATE INDEX batches_unfinished ON batches (id) WHERE state = 'running';
+
+-- One row a (batch, writer), so that slots do not queue up behind one counter; readers sum them in one snapshot.
+-- running is counted from `held`; queued is what remains of the total. follow_* count jobs that the batch's jobs created.
+CREATE TABLE batch_counts (
+    batch_id          uuid NOT NULL,
+    writer            bigint NOT NULL,
+    total             int NOT NULL DEFAULT 0,
+    scheduled         int NOT NULL DEFAULT 0,
+    succeeded         int NOT NULL DEFAULT 0,
+    failed            int NOT NULL DEFAULT 0,
+    cancelled         int NOT NULL DEFAULT 0,
+    follow_total      int NOT NULL DEFAULT 0,
+    follow_scheduled  int NOT NULL DEFAULT 0,
+    follow_succeeded  int NOT NULL DEFAULT 0,
+    follow_failed     int NOT NULL DEFAULT 0,
+    follow_cancelled  int NOT NULL DEFAULT 0,
+    PRIMARY KEY (batch_id, writer)
+) WITH (fillfactor = 50);
+
+-- An append of a part to an open batch, remembered so that a repeated part is answered, not added twice.
+CREATE TABLE batch_parts (
+    batch_id      uuid NOT NULL,
+    part_key      text NOT NULL,
+    request_hash  bytea NOT NULL,
+    jobs          int NOT NULL,
+    created_at    timestamptz NOT NULL DEFAULT now(),
+    PRIMARY KEY (batch_id, part_key)
+);
+
+CREATE TABLE jobs (
+    id                   uuid PRIMARY KEY,
+    tenant_id            int NOT NULL,
+    kind                 text NOT NULL,
+    pool                 text NOT NULL,
+    payload              jsonb NOT NULL,
+    priority             smallint NOT NULL CHECK (priority BETWEEN 0 AND 9),
+    run_at               timestamptz NOT NULL,
+    sort_at              timestamptz NOT NULL,
+    created_at           timestamptz NOT NULL,
+    expires_at           timestamptz,
+    timeout_s            double precision CHECK (timeout_s > 0),
+    max_attempts         smallint NOT NULL CHECK (max_attempts > 0),
+    attempt              int NOT NULL DEFAULT 0 CHECK (attempt >= 0),
+    failures             int NOT NULL DEFAULT 0 CHECK (failures >= 0),
+    losses               int NOT NULL DEFAULT 0 CHECK (losses >= 0),
+    tags                 text[] NOT NULL DEFAULT '{}',
+    custom_id            text,
+    batch_id             uuid,
+    parent_id            uuid,
+    root_id              uuid,
+    lineage              uuid[] NOT NULL DEFAULT '{}',
+    schedule_id          uuid,
+    callback_url         text,
+    unique_key           text,
+    concurrency_key      text,
+    holds_permit         boolean NOT NULL DEFAULT false,
+    pending_parents      int NOT NULL DEFAULT 0 CHECK (pending_parents >= 0),
+    on_parent_failure    text NOT NULL DEFAULT 'cancel' CHECK (on_parent_failure IN ('run', 'cancel', 'fail')),
+    cancel_requested_at  timestamptz,
+    last_error           jsonb
+);
+CREATE INDEX jobs_list ON jobs (tenant_id, id);
+CREATE INDEX jobs_by_batch ON jobs (batch_id, id) WHERE batch_id IS NOT NULL;
+CREATE INDEX jobs_by_root ON jobs (root_id) WHERE root_id IS NOT NULL;
+CREATE UNIQUE INDEX jobs_custom_id ON jobs (batch_id, custom_id) WHERE custom_id IS NOT NULL AND parent_id IS NULL;
+CREATE INDEX jobs_expiring ON jobs (expires_at) WHERE expires_at IS NOT NULL;
+
+-- Queued: what can be claimed, in claim order. `share` stays empty until tenants share by weight.
+CREATE TABLE ready (
+    job_id     uuid PRIMARY KEY,
+    pool       text NOT NULL,
+    sort_at    timestamptz NOT NULL,
+    kind       text NOT NULL,
+    tenant_id  int NOT NULL,
+    batch_id   uuid,
+    follow_up  boolean NOT NULL DEFAULT false,
+    alone      boolean NOT NULL DEFAULT false,
+    share      bigint
+);
+CREATE INDEX ready_claim ON ready (pool, sort_at, job_id);
+
+-- Scheduled: waits for a time (delayed, backoff), for parents (dependency) or for a permit (limit).
+CREATE TABLE parked (
+    job_id           uuid PRIMARY KEY,
+    reason           text NOT NULL CHECK (reason IN ('delayed', 'backoff', 'dependency', 'limit')),
+    run_at           timestamptz NOT NULL,
+    tenant_id        int NOT NULL,
+    concurrency_key  text,
+    sort_at          timestamptz NOT NULL,
+    batch_id         uuid,
+    follow_up        boolean NOT NULL DEFAULT false,
+    CHECK (reason <> 'limit' OR concurrency_key IS NOT NULL)
+);
+CREATE INDEX parked_due ON parked (run_at) WHERE reason IN ('delayed', 'backoff');
+CREATE INDEX parked_for_permit ON parked (tenant_id, concurrency_key, sort_at) WHERE reason = 'limit';
+
+-- Running: held by (slot, token). Every write of an attempt checks its token here, in its own transaction.
+CREATE TABLE held (
+    job_id      uuid PRIMARY KEY,
+    slot_id     bigint NOT NULL,
+    token       bigint NOT NULL,
+    attempt     int NOT NULL,
+    claimed_at  timestamptz NOT NULL,
+    tenant_id   int NOT NULL,
+    batch_id    uuid,
+    follow_up   boolean NOT NULL DEFAULT false
+);
+CREATE INDEX held_by_slot ON held (slot_id);
+
+-- Terminal jobs by the day they finished; retention drops whole partitions.
+CREATE TABLE history (
+    tenant_id            int NOT NULL,
+    id                   uuid NOT NULL,
+    finished_at          timestamptz NOT NULL,
+    state                text NOT NULL CHECK (state IN ('succeeded', 'failed', 'cancelled')),
+    kind                 text NOT NULL,
+    pool                 text NOT NULL,
+    payload              jsonb NOT NULL,
+    priority             smallint NOT NULL,
+    run_at               timestamptz NOT NULL,
+    created_at           timestamptz NOT NULL,
+    started_at           timestamptz,
+    expires_at           timestamptz,
+    timeout_s            double precision,
+    max_attempts         smallint NOT NULL,
+    attempt              int NOT NULL,
+    failures             int NOT NULL,
+    losses               int NOT NULL,
+    tags                 text[] NOT NULL,
+    custom_id            text,
+    batch_id             uuid,
+    parent_id            uuid,
+    root_id              uuid,
+    lineage              uuid[] NOT NULL,
+    schedule_id          uuid,
+    callback_url         text,
+    unique_key           text,
+    concurrency_key      text,
+    on_parent_failure    text NOT NULL,
+    cancel_requested_at  timestamptz,
+    slot_id              bigint,
+    result               jsonb,
+    error                jsonb,
+    PRIMARY KEY (tenant_id, id, finished_at)
+) PARTITION BY RANGE (finished_at);
+CREATE INDEX history_dead ON history (tenant_id, id) WHERE state = 'failed';
+CREATE INDEX history_by_batch ON history (batch_id, id) WHERE batch_id IS NOT NULL;
+CREATE INDEX history_by_root ON history (root_id) WHERE root_id IS NOT NULL;
+
+-- Attempts that did not end their job; the last one is told by the history row itself.
+CREATE TABLE attempts (
+    job_id       uuid NOT NULL,
+    attempt      int NOT NULL,
+    tenant_id    int NOT NULL,
+    slot_id      bigint,
+    started_at   timestamptz,
+    finished_at  timestamptz NOT NULL,
+    outcome      text NOT NULL CHECK (outcome IN ('succeeded', 'failed', 'cancelled', 'retried', 'released', 'lost')),
+    error        jsonb,
+    PRIMARY KEY (job_id, attempt, finished_at)
+) PARTITION BY RANGE (finished_at);
+
+-- A job that created others: settled when it is terminal and `open` is 0. Counts are of all descendants.
+CREATE TABLE families (
+    job_id        uuid PRIMARY KEY,
+    tenant_id     int NOT NULL,
+    open          int NOT NULL DEFAULT 0 CHECK (open >= 0),
+    total         int NOT NULL DEFAULT 0,
+    succeeded     int NOT NULL DEFAULT 0,
+    failed        int NOT NULL DEFAULT 0,
+    cancelled     int NOT NULL DEFAULT 0,
+    ended         boolean NOT NULL DEFAULT false,
+    settled_at    timestamptz
+) WITH (fillfactor = 50);
+
+CREATE TABLE dependencies (
+    parent_id  uuid NOT NULL,
+    job_id     uuid NOT NULL,
+    PRIMARY KEY (parent_id, job_id)
+);
+CREATE INDEX dependencies_by_child ON dependencies (job_id);
+
+CREATE TABLE unique_keys (
+    tenant_id   int NOT NULL,
+    key         text NOT NULL,
+    job_id      uuid NOT NULL,
+    until       text NOT NULL CHECK (until IN ('started', 'finished', 'time')),
+    expires_at  timestamptz,
+    PRIMARY KEY (tenant_id, key),
+    CHECK ((until = 'time') = (expires_at IS NOT NULL))
+);
+
+CREATE TABLE limits (
+    tenant_id    int NOT NULL,
+    key          text NOT NULL,
+    concurrency  int NOT NULL DEFAULT 1 CHECK (concurrency >= 0),
+    in_use       int NOT NULL DEFAULT 0 CHECK (in_use >= 0),
+    PRIMARY KEY (tenant_id, key)
+) WITH (fillfactor = 50);
+
+CREATE TABLE idempotency_keys (
+    tenant_id     int NOT NULL,
+    key           text NOT NULL,
+    request_hash  bytea NOT NULL,
+    status        smallint,
+    headers       jsonb,
+    body          bytea,
+    created_at    timestamptz NOT NULL DEFAULT now(),
+    PRIMARY KEY (tenant_id, key)
+);
+CREATE INDEX idempotency_keys_age ON idempotency_keys (created_at);
+
+-- Terminal transitions and document changes. The id is (xid, n), read below pg_snapshot_xmin(): sequence order
+-- is not commit order, and a reader that trusted it would skip the rows of a transaction that commits late.
+CREATE TABLE events (
+    xid        xid8 NOT NULL DEFAULT pg_current_xact_id(),
+    n          bigint GENERATED ALWAYS AS IDENTITY,
+    at         timestamptz NOT NULL DEFAULT now(),
+    tenant_id  int NOT NULL,
+    type       text NOT NULL,
+    job_id     uuid,
+    batch_id   uuid,
+    data       jsonb
+) PARTITION BY RANGE (at);
+CREATE INDEX events_order ON events (xid, n);
+CREATE INDEX events_by_job ON events (job_id, xid, n) WHERE job_id IS NOT NULL AND type = 'job.settled';
+CREATE INDEX events_by_batch ON events (batch_id, xid, n) WHERE batch_id IS NOT NULL;
+
+-- Callbacks owed, written in the transaction that finishes the work; webhooks/ delivers them. id is the webhook-id.
+CREATE TABLE outbox (
+    id           uuid PRIMARY KEY DEFAULT gen_random_uuid(),
+    tenant_id    int NOT NULL,
+    endpoint_id  uuid,
+    url          text NOT NULL,
+    type         text NOT NULL,
+    occurred_at  timestamptz NOT NULL DEFAULT now(),
+    data         jsonb NOT NULL,
+    attempt      int NOT NULL DEFAULT 0,
+    due_at       timestamptz NOT NULL DEFAULT now()
+);
+CREATE INDEX outbox_due ON outbox (due_at);
+
+-- Partitions of one day each, [first, first + days). A partition that cannot be made because the default
+-- one already holds such rows is left out: the rows are kept, retention deletes them one by one.
+CREATE FUNCTION create_day_partitions(parent text, first date, days int) RETURNS int LANGUAGE plpgsql AS $$
+DECLARE
+    day   date;
+    made  int := 0;
+BEGIN
+    FOR day IN SELECT first + i FROM generate_series(0, days - 1) AS i LOOP
+        IF to_regclass(format('%I', parent || to_char(day, '_YYYYMMDD'))) IS NULL THEN
+            BEGIN
+                EXECUTE format(
+                    'CREATE TABLE %I PARTITION OF %I FOR VALUES FROM (%L) TO (%L)',
+                    parent || to_char(day, '_YYYYMMDD'), parent,
+                    day::text || ' 00:00:00+00', (day + 1)::text || ' 00:00:00+00');
+                made := made + 1;
+            EXCEPTION WHEN check_violation OR duplicate_table THEN
+                NULL;
+            END;
+        END IF;
+    END LOOP;
+    RETURN made;
+END
+$$;
+CREATE TABLE history_default PARTITION OF history DEFAULT;
+CREATE TABLE attempts_default PARTITION OF attempts DEFAULT;
+CREATE TABLE events_default PARTITION OF events DEFAULT;
+SELECT create_day_partitions(parent, (now() AT TIME ZONE 'UTC')::date - 1, 9)
+FROM unnest(ARRAY['history', 'attempts', 'events']) AS parent;
+
+-- Hot and small: vacuum by churn, not by size.
+ALTER TABLE ready SET (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 20000, autovacuum_vacuum_cost_delay = 0);
+ALTER TABLE held SET (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 20000, autovacuum_vacuum_cost_delay = 0);
+ALTER TABLE parked SET (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 20000, autovacuum_vacuum_cost_delay = 0);
+ALTER TABLE jobs SET (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 50000, autovacuum_vacuum_cost_delay = 0);

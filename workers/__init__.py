@@ -1,0 +1,1 @@
+"""Takes a job's id, runs it on a pinned slot, records its outcome."""

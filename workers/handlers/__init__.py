@@ -1,0 +1,1 @@
+"""One module a kind: what a job of that kind does."""
