@@ -1,0 +1,159 @@
+"""What watchers see between two transitions: progress, tokens, and the nudge to look again.
+
+Everything here goes through Redis only and may be lost; the ledger and its events are the truth. A job's
+tokens lie for a while in a stream of its own, so that a watcher who comes late or reconnects misses none.
+"""
+
+from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+from uuid import UUID
+
+import orjson
+from redis.asyncio import Redis
+
+from jobs.dispatch import UNAVAILABLE
+from jobs.model import ClaimedJob, JsonObject
+from runtime import metrics
+
+CHANNEL = "xnai:live"
+STREAM_PREFIX = "xnai:tokens:"
+PROGRESS_PREFIX = "xnai:progress:"
+STREAM_ENTRIES_MAX = 20_000
+TTL_S = 900
+SUBSCRIPTION_POLL_S = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Signal:
+    """One thing that happened: `type` is `job.progress`, `job.token`, `job.started` or `changed`.
+
+    `cursor` is the id in the job's token stream, None for other types.
+    """
+
+    type: str
+    tenant_id: int
+    job_id: UUID | None
+    batch_id: UUID | None
+    data: JsonObject
+    cursor: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a running job is; `total` is None while it is not known."""
+
+    done: int
+    total: int | None
+    message: str
+
+
+class LiveStream:
+    """Publishes and reads live signals. Every publishing method is best effort and never raises."""
+
+    def __init__(self, redis: Redis) -> None:
+        self._redis = redis
+
+    async def progress(self, job: ClaimedJob, done: int, total: int | None, text: str) -> None:
+        """Remember and publish a job's progress."""
+        data: JsonObject = {"done": done, "total": total, "message": text}
+        try:
+            async with self._redis.pipeline(transaction=False) as pipe:
+                pipe.setex(f"{PROGRESS_PREFIX}{job.id}", TTL_S, orjson.dumps(data))
+                pipe.publish(CHANNEL, _encode("job.progress", job, data))
+                await pipe.execute()
+        except UNAVAILABLE:
+            metrics.DISPATCH_FAILURES.inc()
+
+    async def token(self, job: ClaimedJob, text: str) -> None:
+        """Append a piece of generated text to the job's stream and publish it with its cursor."""
+        key = f"{STREAM_PREFIX}{job.id}"
+        fields = {"attempt": job.attempt, "text": text}
+        try:
+            cursor = await self._redis.xadd(key, fields, maxlen=STREAM_ENTRIES_MAX, approximate=True)
+            async with self._redis.pipeline(transaction=False) as pipe:
+                pipe.expire(key, TTL_S)
+                data: JsonObject = {"attempt": job.attempt, "text": text}
+                pipe.publish(CHANNEL, _encode("job.token", job, data, cursor.decode()))
+                await pipe.execute()
+        except UNAVAILABLE:
+            metrics.DISPATCH_FAILURES.inc()
+
+    async def started(self, jobs: Sequence[ClaimedJob]) -> None:
+        """Say that jobs were claimed by a slot and begin to run."""
+        await self._publish(_encode("job.started", job, {"attempt": job.attempt}) for job in jobs)
+
+    async def changed(self, tenant_id: int, job_ids: Iterable[UUID], batch_ids: Iterable[UUID] = ()) -> None:
+        """Nudge watchers of these jobs and batches to read the ledger again."""
+        jobs = (_pack("changed", tenant_id, job_id, None, {}, None) for job_id in job_ids)
+        batches = (_pack("changed", tenant_id, None, batch_id, {}, None) for batch_id in set(batch_ids))
+        await self._publish((*jobs, *batches))
+
+    async def _publish(self, signals: Iterable[bytes]) -> None:
+        try:
+            async with self._redis.pipeline(transaction=False) as pipe:
+                for signal in signals:
+                    pipe.publish(CHANNEL, signal)
+                await pipe.execute()
+        except UNAVAILABLE:
+            metrics.DISPATCH_FAILURES.inc()
+
+    async def progress_of(self, job_ids: Sequence[UUID]) -> dict[UUID, Progress]:
+        """The last progress of each job that has one; empty when Redis is away."""
+        if not job_ids:
+            return {}
+        try:
+            found = await self._redis.mget([f"{PROGRESS_PREFIX}{job_id}" for job_id in job_ids])
+        except UNAVAILABLE:
+            return {}
+        return {
+            job_id: Progress(**orjson.loads(data))
+            for job_id, data in zip(job_ids, found, strict=True)
+            if data is not None
+        }
+
+    async def tokens_after(self, job_id: UUID, cursor: str | None = None) -> list[tuple[str, int, str]]:
+        """(cursor, attempt, text) of the job's tokens after `cursor`, oldest first. Raises UNAVAILABLE."""
+        start = f"({cursor}" if cursor else "-"
+        entries = await self._redis.xrange(f"{STREAM_PREFIX}{job_id}", min=start)
+        return [(key.decode(), int(f[b"attempt"]), f[b"text"].decode()) for key, f in entries]
+
+    async def signals(self) -> AsyncIterator[Signal]:
+        """Every signal from now on, of all tenants; None-free and endless. Raises one of UNAVAILABLE.
+
+        One subscription serves a whole process: the API fans it out to its watchers.
+        """
+        subscription = self._redis.pubsub(ignore_subscribe_messages=True)
+        async with aclosing(subscription):
+            await subscription.subscribe(CHANNEL)
+            while True:
+                received = await subscription.get_message(timeout=SUBSCRIPTION_POLL_S)
+                if received is not None:
+                    yield _decode(received["data"])
+
+
+def _encode(type_: str, job: ClaimedJob, data: JsonObject, cursor: str | None = None) -> bytes:
+    return _pack(type_, job.tenant_id, job.id, job.batch_id, data, cursor)
+
+
+def _pack(  # noqa: PLR0913 - the six fields of a signal
+    type_: str,
+    tenant_id: int,
+    job_id: UUID | None,
+    batch_id: UUID | None,
+    data: JsonObject,
+    cursor: str | None,
+) -> bytes:
+    return orjson.dumps((type_, tenant_id, job_id, batch_id, data, cursor))
+
+
+def _decode(packed: bytes) -> Signal:
+    type_, tenant_id, job_id, batch_id, data, cursor = orjson.loads(packed)
+    return Signal(
+        type_,
+        tenant_id,
+        None if job_id is None else UUID(job_id),
+        None if batch_id is None else UUID(batch_id),
+        data,
+        cursor,
+    )
