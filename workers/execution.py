@@ -1,0 +1,131 @@
+"""Runs one job: load_handler → execute → classify. Writes nothing to the ledger; the recorder does."""
+
+import inspect
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from enum import Enum
+from functools import cache
+from importlib import import_module
+from typing import assert_never, cast
+
+import anyio
+from pydantic import BaseModel, ValidationError
+
+from jobs.errors import Cancel, Fail, Retry, StaleToken
+from jobs.kinds import Kind
+from jobs.model import ClaimedJob, JsonObject
+from jobs.outcomes import Cancelled, Completed, Ending, Failed, Problem, Released
+from runtime.logs import logger
+from runtime.postgres import UNREACHABLE
+from workers.run import Run, Services
+
+type Handler = Callable[[Run[BaseModel]], Awaitable[Completed | JsonObject | None]]
+
+log = logger("execution")
+
+
+class StopReason(Enum):
+    """Why an attempt was told to stop before its handler returned."""
+
+    CANCEL = "cancelled by request"
+    TIMEOUT = "timeout"
+    SHUTDOWN = "shutdown"
+
+
+@dataclass(slots=True)
+class InHand:
+    """A job that this slot is running now, and the ways to stop it."""
+
+    run: Run[BaseModel]
+    kind: Kind
+    entry: int
+    deadline_ns: int
+    scope: anyio.CancelScope = field(default_factory=anyio.CancelScope)
+    reason: StopReason | None = None
+
+    def stop(self, reason: StopReason) -> None:
+        """Tell the handler to stop; the first reason counts. Native code polls `run.stop`."""
+        if self.reason is None:
+            self.reason = reason
+            self.run.stop.set()
+            self.scope.cancel()
+
+
+@cache
+def load_handler(path: str) -> Handler:
+    """Import `module:function` once a process; raises ImportError or AttributeError with the name."""
+    module_name, _, function_name = path.partition(":")
+    handler = getattr(import_module(module_name), function_name)
+    if not inspect.iscoroutinefunction(handler):
+        message = f"{path} is no async function: define it with `async def`"
+        raise TypeError(message)
+    return cast("Handler", handler)
+
+
+def prepare(job: ClaimedJob, kind: Kind, services: Services) -> Run[BaseModel] | Failed:
+    """The Run of a claimed job; Failed when its stored payload no longer fits its kind."""
+    try:
+        payload = kind.payload.model_validate(job.payload)
+    except ValidationError as error:
+        detail = "; ".join(f"/payload/{'/'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+        return Failed(Problem("invalid_payload", detail, retryable=False))
+    return Run(job, payload, services)
+
+
+async def execute(in_hand: InHand) -> Ending:
+    """Run the handler to its end and say how it ended. Never raises but on the slot's own cancellation."""
+    started = time.perf_counter()
+    # The boundary of foreign code: whatever a handler raises is an outcome of its job.
+    try:
+        with in_hand.scope:
+            handler = load_handler(in_hand.kind.handler)
+            result = await handler(in_hand.run)
+            return result if isinstance(result, Completed) else Completed(result)
+    except Exception as error:  # noqa: BLE001
+        if in_hand.reason is None:
+            return _classify(error, in_hand)
+    return _stopped(in_hand, time.perf_counter() - started)
+
+
+def _classify(error: Exception, in_hand: InHand) -> Ending:
+    """What an exception of a handler means for its job."""
+    match error:
+        case Cancel():
+            return Cancelled(error.reason)
+        case Retry():
+            return Failed(Problem(error.type, str(error), retryable=True, after_s=error.after_s))
+        case Fail():
+            return Failed(Problem(error.type, str(error), retryable=False))
+        case StaleToken():
+            return Released("no longer held")
+        case _ if isinstance(error, UNREACHABLE):
+            return Released(f"database not reachable: {error}")
+        case MemoryError():
+            return Failed(Problem("out_of_memory", "the handler ran out of memory", retryable=True))
+        case _:
+            log.exception("handler_failed", job_id=str(in_hand.run.job.id), kind=in_hand.kind.name)
+            return Failed(Problem(_error_type(error), _one_line(error), retryable=True))
+
+
+def _error_type(error: Exception) -> str:
+    """A stable word: the error's own `type`, or its class name."""
+    own = getattr(error, "type", None)
+    return own if isinstance(own, str) else type(error).__name__
+
+
+def _one_line(error: Exception) -> str:
+    text = " ".join(str(error).replace("\x00", "�").split()) or type(error).__name__
+    return text if len(text) <= 2000 else f"{text[:2000]}…"
+
+
+def _stopped(in_hand: InHand, ran_s: float) -> Ending:
+    match in_hand.reason:
+        case StopReason.CANCEL:
+            return Cancelled("cancelled by request")
+        case StopReason.TIMEOUT:
+            return Failed(Problem("timeout", f"stopped after {ran_s:.1f} s: raise timeout_s, or do less in one job"))
+        case StopReason.SHUTDOWN | None:
+            return Released("shutdown")
+        case _:
+            assert_never(in_hand.reason)
