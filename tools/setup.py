@@ -99,8 +99,12 @@ def _home_of_venv() -> str:
 
 @contextmanager
 def _alone() -> Iterator[None]:
-    """Hold the checkout's lock: two `make` at once must not write one environment."""
+    """Hold the checkout's lock: two `make` at once must not write one environment.
+
+    Children inherit it, so that a pip that outlives a killed set-up still keeps the next one out.
+    """
     handle = os.open(ROOT, os.O_RDONLY | os.O_DIRECTORY)
+    os.set_inheritable(handle, True)
     try:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -229,7 +233,7 @@ def _pip_install(*arguments: str, total: int) -> None:
     lines: list[str] = []
     seen = 0
     with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, close_fds=False
     ) as pip:
         for line in pip.stdout or ():
             lines.append(line)
@@ -260,6 +264,7 @@ def _run(*arguments: str, python: Path = PYTHON, quiet: bool = False) -> str:
         text=True,
         check=False,
         stdin=subprocess.DEVNULL,
+        close_fds=False,
     )
     if done.returncode != 0:
         raise SetupError(f"`{' '.join(arguments[:4])}` failed:\n{done.stdout}{done.stderr}")
