@@ -1,15 +1,16 @@
 """Errors of the job life cycle.
 
-    LedgerError
-    ├── JobNotFound, BatchNotFound      no such id in this tenant
-    ├── JobsRefused                     some of the jobs to enqueue are invalid; names each
-    ├── BatchNotOpen                    appending to a sealed batch
-    ├── StateConflict                   the job's state does not allow the verb
-    ├── StaleToken                      the attempt is no longer held: its write is refused
-    ├── SlotEnded                       the slot was declared dead and must stop
-    └── IdempotencyMismatch, IdempotencyInFlight
-    UnknownKind, InvalidPayload         jobs/kinds.py
-    JobError                            what a handler may raise: Retry, Cancel, Fail
+LedgerError
+├── JobNotFound, BatchNotFound      no such id in this tenant
+├── JobsRefused                     some of the jobs to enqueue are invalid; names each
+├── BatchNotOpen                    appending to a sealed batch
+├── StateConflict                   the job's state does not allow the verb
+├── StaleToken                      the attempt is no longer held: its write is refused
+├── SlotEnded                       the slot was declared dead and must stop
+├── CursorPast                      the cursor points before what retention has kept
+└── IdempotencyMismatch, IdempotencyInFlight
+UnknownKind, InvalidPayload         jobs/kinds.py
+JobError                            what a handler may raise: Retry, Cancel, Fail
 """
 
 from dataclasses import dataclass
@@ -67,6 +68,10 @@ class StaleToken(LedgerError):
 
 class SlotEnded(LedgerError):
     """This slot was declared dead; it claims and writes no more."""
+
+
+class CursorPast(LedgerError):
+    """What followed this cursor was dropped by retention: start again from `latest`."""
 
 
 class IdempotencyMismatch(LedgerError):
