@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from jobs.kinds import KindRegistry
+from jobs.results import Ready
 from runtime.postgres import Connection
 
 
@@ -37,6 +38,13 @@ async def list_pools(
     connection: Connection, names: Sequence[str], *, kinds: KindRegistry
 ) -> list[Pool]:
     """These pools, and every other that was paused or holds jobs."""
+    raise NotImplementedError
+
+
+async def unannounced(
+    connection: Connection, *, older_than_s: float, limit: int = 64, now: datetime | None = None
+) -> Ready:
+    """The first queued jobs of each pool whose head has waited that long: announce them (again)."""
     raise NotImplementedError
 
 

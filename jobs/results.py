@@ -81,3 +81,8 @@ class Rescued:
     cancelled: tuple[UUID, ...] = ()
     ready: Ready = field(default_factory=dict)
     batches: tuple[UUID, ...] = ()
+
+    @property
+    def total(self) -> int:
+        """Jobs that were taken back."""
+        return len(self.requeued) + len(self.failed) + len(self.cancelled)

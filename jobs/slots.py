@@ -1,27 +1,15 @@
 """Slots: who may hold jobs, whether they live, and what becomes of the jobs of a dead one."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from uuid import UUID
 
-from jobs.model import SlotId
+from jobs.kinds import KindRegistry
+from jobs.model import SlotId, Token
+from jobs.outcomes import Ending
 from jobs.results import Rescued
-from runtime.postgres import Connection
-
-
-@dataclass(frozen=True, slots=True)
-class NewSlot:
-    """A slot as its supervisor starts it."""
-
-    supervisor_id: UUID
-    pool: str
-    number: int
-    host: str
-    pid: int
-    cores: tuple[int, ...]
-    kinds: tuple[str, ...]
-    version: str
+from runtime.postgres import Connection, Pool
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +31,18 @@ class Slot:
     running: int
 
 
-async def register(connection: Connection, slot: NewSlot) -> SlotId:
+async def register(
+    connection: Connection,
+    *,
+    supervisor_id: UUID,
+    pool: str,
+    number: int,
+    host: str,
+    pid: int,
+    cores: Sequence[int],
+    kinds: Sequence[str],
+    version: str = "",
+) -> SlotId:
     """Make a slot known; its id is never used again."""
     raise NotImplementedError
 
@@ -68,22 +67,25 @@ async def end(connection: Connection, slot_id: SlotId, reason: str) -> bool:
     raise NotImplementedError
 
 
-async def ended_with_jobs(connection: Connection) -> list[SlotId]:
+async def ended_holding(connection: Connection) -> list[SlotId]:
     """Dead slots that still hold jobs: what a sweeper rescues."""
     raise NotImplementedError
 
 
 async def rescue(
-    connection: Connection,
+    postgres: Pool,
     slot_id: SlotId,
     *,
     started: Collection[UUID] | None,
+    kinds: KindRegistry,
+    endings: Mapping[UUID, tuple[Token, Ending]] | None = None,
     now: datetime | None = None,
 ) -> Rescued:
-    """Take the jobs of a dead slot back, each in a transaction of its own. Call it outside of one.
+    """Take the jobs of a dead slot back, each in a transaction of its own, so that none can wedge it.
 
-    Only `started` jobs (None: all) are suspects: each loses one life. The second loss lets a job run only
-    alone, the third fails it as `worker_lost`. Raises StateConflict while the slot lives.
+    Only `started` jobs (None: all) are suspects: each loses one life. The second loss lets a job
+    run only alone, the third fails it as `worker_lost`. `endings` are what killing the slot decided
+    for single attempts. Idempotent. Raises StateConflict while the slot lives.
     """
     raise NotImplementedError
 
