@@ -12,7 +12,7 @@ from xml.etree import ElementTree as ET
 
 ROOT = Path(__file__).resolve().parent.parent
 REPORT = ROOT / ".pytest_cache" / "junit.xml"
-WORKERS = os.environ.get("XNAI_TEST_WORKERS", "2")
+WORKERS = os.environ.get("TEST_WORKERS", "2")
 
 
 def main(arguments: list[str]) -> int:

@@ -104,7 +104,7 @@ def _alone() -> Iterator[None]:
     Children inherit it, so that a pip that outlives a killed set-up still keeps the next one out.
     """
     handle = os.open(ROOT, os.O_RDONLY | os.O_DIRECTORY)
-    os.set_inheritable(handle, True)
+    os.set_inheritable(handle, True)  # noqa: FBT003  # the standard library takes it by position
     try:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
