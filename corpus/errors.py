@@ -1,13 +1,13 @@
 """Errors of the corpus.
 
-    CorpusError
-    ├── CollectionNotFound, DocumentNotFound, UploadNotFound    no such name or id in this tenant
-    ├── ModelMismatch         the collection holds another model's vectors
-    ├── GenerationConflict    the compare-and-set lost: somebody else moved the generation
-    ├── DocumentTooLarge, UploadTooLarge, UploadsFull           bounds
-    └── SearchError
-        ├── SearchUnavailable     no search process answered
-        └── SearchRefused         the search process refused the request; `type` says why
+CorpusError
+├── CollectionNotFound, DocumentNotFound, UploadNotFound    no such name or id in this tenant
+├── ModelMismatch         the collection holds another model's vectors
+├── GenerationConflict    the compare-and-set lost: somebody else moved the generation
+├── DocumentTooLarge, UploadTooLarge, UploadsFull           bounds
+└── SearchError
+    ├── SearchUnavailable     no search process answered
+    └── SearchRefused         the search process refused the request; `type` says why
 """
 
 from uuid import UUID
