@@ -1,0 +1,1 @@
+"""A URL becomes clean text. Knows nothing of jobs, collections or databases."""
