@@ -1,0 +1,221 @@
+"""Verbs of operators and admins: pools, workers, schedules, webhooks, keys."""
+
+import json
+from typing import Annotated
+
+import typer
+
+from cli.client import Api, Document
+from cli.options import settings_of
+from cli.output import AsJson, Limit, console, print_fields, print_json, print_table
+
+pools = typer.Typer(help="List, pause and resume pools.", no_args_is_help=True)
+schedules = typer.Typer(help="Run jobs by the clock.", no_args_is_help=True)
+webhooks = typer.Typer(help="Have events delivered to your own addresses.", no_args_is_help=True)
+keys = typer.Typer(help="Create and revoke API keys.", no_args_is_help=True)
+
+Id = Annotated[str, typer.Argument(metavar="ID")]
+
+
+def _print_list(context: typer.Context, path: str, columns: tuple[str, ...], *, empty: str, as_json: bool, limit: int = 1000) -> None:
+    """A list of the API as a table of some of its fields."""
+    with Api(settings_of(context)) as api:
+        rows = list(api.pages(path, params={}, most=limit))
+    if as_json:
+        print_json(rows)
+    else:
+        print_table(columns, ([row.get(name) for name in columns] for row in rows), empty=empty)
+
+
+def _print_one(document: Document, *, as_json: bool) -> None:
+    if as_json:
+        print_json(document)
+    else:
+        print_fields({name: value for name, value in document.items() if name != "links"})
+
+
+def _act(context: typer.Context, path: str, body: object = None, *, as_json: bool) -> None:
+    with Api(settings_of(context)) as api:
+        _print_one(api.post(path, body), as_json=as_json)
+
+
+def _delete(context: typer.Context, path: str) -> None:
+    with Api(settings_of(context)) as api:
+        api.send("DELETE", path)
+    console.print("deleted")
+
+
+@pools.command("list")
+def list_pools(context: typer.Context, *, as_json: AsJson = False) -> None:
+    """Every pool: depth, oldest job, rate, paused or not."""
+    columns = ("name", "queued", "running", "slots", "oldest_s", "drained_per_s", "paused_reason")
+    _print_list(context, "/v1/pools", columns, empty="no pools", as_json=as_json)
+
+
+@pools.command("pause")
+def pause(context: typer.Context, pool: str, *, reason: Annotated[str | None, typer.Option(help="Shown to everybody who asks why.")] = None, as_json: AsJson = False) -> None:
+    """Let no slot claim from a pool; what runs goes on."""
+    _act(context, f"/v1/pools/{pool}/pause", {"reason": reason} if reason else {}, as_json=as_json)
+
+
+@pools.command("resume")
+def resume(context: typer.Context, pool: str, *, as_json: AsJson = False) -> None:
+    """Let slots claim from a pool again."""
+    _act(context, f"/v1/pools/{pool}/resume", as_json=as_json)
+
+
+def workers(context: typer.Context, *, as_json: AsJson = False) -> None:
+    """Every live slot: where it runs, on which cores, what it holds."""
+    columns = ("id", "pool", "number", "host", "cores", "running", "beat_at")
+    _print_list(context, "/v1/workers", columns, empty="no live slots: start some with `xnai work POOL`", as_json=as_json)
+
+
+@schedules.command("list")
+def list_schedules(context: typer.Context, *, as_json: AsJson = False) -> None:
+    """Every schedule and its next fire."""
+    columns = ("id", "name", "cron", "every_s", "timezone", "next_fire_at", "paused_at")
+    _print_list(context, "/v1/schedules", columns, empty="no schedules", as_json=as_json)
+
+
+@schedules.command("create")
+def create_schedule(  # noqa: PLR0913 - the fields of a schedule
+    context: typer.Context,
+    name: str,
+    kind: Annotated[str, typer.Argument(help="Kind of the job.")],
+    payload: Annotated[str, typer.Argument(help="The job's payload as JSON.")],
+    *,
+    cron: Annotated[str | None, typer.Option(help="Five fields, e.g. '0 3 * * *'.")] = None,
+    every_s: Annotated[float | None, typer.Option(help="Seconds between fires.")] = None,
+    timezone: Annotated[str, typer.Option(help="IANA name, for cron.")] = "UTC",
+    as_json: AsJson = False,
+) -> None:
+    """Create a schedule by cron or by interval."""
+    try:
+        job = {"kind": kind, "payload": json.loads(payload)}
+    except ValueError as error:
+        raise typer.BadParameter(f"the payload is no JSON: {error}") from error
+    body = {"name": name, "job": job, "timezone": timezone}
+    body |= {key: value for key, value in (("cron", cron), ("every_s", every_s)) if value is not None}
+    _act(context, "/v1/schedules", body, as_json=as_json)
+
+
+@schedules.command("show")
+def show_schedule(context: typer.Context, schedule_id: Id, *, as_json: AsJson = False) -> None:
+    """One schedule and its next fires."""
+    with Api(settings_of(context)) as api:
+        found = api.get(f"/v1/schedules/{schedule_id}")
+        found["preview"] = api.get(f"/v1/schedules/{schedule_id}/preview", params={"n": 5})["data"]
+    _print_one(found, as_json=as_json)
+
+
+@schedules.command("runs")
+def runs(context: typer.Context, schedule_id: Id, *, limit: Limit = 50, as_json: AsJson = False) -> None:
+    """Past fires of a schedule."""
+    _print_list(
+        context,
+        f"/v1/schedules/{schedule_id}/runs",
+        ("fire_at", "outcome", "job_id"),
+        empty="it has not fired yet",
+        as_json=as_json,
+        limit=limit,
+    )
+
+
+@schedules.command("pause")
+def pause_schedule(context: typer.Context, schedule_id: Id, *, as_json: AsJson = False) -> None:
+    """Fire no more until resumed."""
+    _act(context, f"/v1/schedules/{schedule_id}/pause", {}, as_json=as_json)
+
+
+@schedules.command("resume")
+def resume_schedule(context: typer.Context, schedule_id: Id, *, as_json: AsJson = False) -> None:
+    """Fire again."""
+    _act(context, f"/v1/schedules/{schedule_id}/resume", as_json=as_json)
+
+
+@schedules.command("trigger")
+def trigger(context: typer.Context, schedule_id: Id, *, as_json: AsJson = False) -> None:
+    """Fire now, beside the schedule."""
+    _act(context, f"/v1/schedules/{schedule_id}/trigger", as_json=as_json)
+
+
+@schedules.command("delete")
+def delete_schedule(context: typer.Context, schedule_id: Id) -> None:
+    """Delete a schedule; its jobs stay."""
+    _delete(context, f"/v1/schedules/{schedule_id}")
+
+
+@webhooks.command("list")
+def list_webhooks(context: typer.Context, *, as_json: AsJson = False) -> None:
+    """Every endpoint."""
+    columns = ("id", "url", "events", "disabled_at")
+    _print_list(context, "/v1/webhooks", columns, empty="no webhooks", as_json=as_json)
+
+
+@webhooks.command("create")
+def create_webhook(
+    context: typer.Context,
+    url: str,
+    events: Annotated[list[str], typer.Argument(help="Event types, e.g. job.settled batch.finished.")],
+    *,
+    as_json: AsJson = False,
+) -> None:
+    """Create an endpoint; its secret is shown once."""
+    _act(context, "/v1/webhooks", {"url": url, "events": events}, as_json=as_json)
+
+
+@webhooks.command("test")
+def test_webhook(context: typer.Context, webhook_id: Id, *, as_json: AsJson = False) -> None:
+    """Send a test event to an endpoint."""
+    _act(context, f"/v1/webhooks/{webhook_id}/test", as_json=as_json)
+
+
+@webhooks.command("rotate")
+def rotate(context: typer.Context, webhook_id: Id, *, as_json: AsJson = False) -> None:
+    """Give an endpoint a new secret; the old one signs along for a while."""
+    _act(context, f"/v1/webhooks/{webhook_id}/rotate", as_json=as_json)
+
+
+@webhooks.command("deliveries")
+def deliveries(context: typer.Context, webhook_id: Id, *, limit: Limit = 50, as_json: AsJson = False) -> None:
+    """What was sent to an endpoint, and what it answered."""
+    columns = ("id", "type", "attempt", "status", "error", "at")
+    path = f"/v1/webhooks/{webhook_id}/deliveries"
+    _print_list(context, path, columns, empty="nothing delivered yet", as_json=as_json, limit=limit)
+
+
+@webhooks.command("redeliver")
+def redeliver(context: typer.Context, delivery_id: Id, *, as_json: AsJson = False) -> None:
+    """Send a delivery again, with the same webhook-id."""
+    _act(context, f"/v1/deliveries/{delivery_id}/redeliver", as_json=as_json)
+
+
+@webhooks.command("delete")
+def delete_webhook(context: typer.Context, webhook_id: Id) -> None:
+    """Delete an endpoint."""
+    _delete(context, f"/v1/webhooks/{webhook_id}")
+
+
+@keys.command("list")
+def list_keys(context: typer.Context, *, as_json: AsJson = False) -> None:
+    """Every key, without its secret."""
+    columns = ("id", "name", "prefix", "role", "created_at", "expires_at", "last_used_at")
+    _print_list(context, "/v1/keys", columns, empty="no keys", as_json=as_json)
+
+
+@keys.command("create")
+def create_key(
+    context: typer.Context,
+    name: str,
+    *,
+    role: Annotated[str, typer.Option(help="reader, submitter, operator or admin.")] = "submitter",
+    as_json: AsJson = False,
+) -> None:
+    """Create a key; it is shown once."""
+    _act(context, "/v1/keys", {"name": name, "role": role}, as_json=as_json)
+
+
+@keys.command("revoke")
+def revoke(context: typer.Context, key_id: Id) -> None:
+    """Revoke a key at once."""
+    _delete(context, f"/v1/keys/{key_id}")
