@@ -139,7 +139,8 @@ def _places(held: "Ids", wanted: "Ids") -> "Ids":
     places = np.searchsorted(held, wanted)
     inside = places < len(held)
     places, wanted = places[inside], wanted[inside]
-    return places[held[places] == wanted]
+    found: Ids = places[held[places] == wanted]
+    return found
 
 
 def _best(found: "list[tuple[Vectors, Ids]]", queries: int, k: int) -> Hits:
