@@ -30,7 +30,7 @@ check: setup-dev  ## format, lint, types, import contracts, links of the docs, C
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/mkdocs --quiet build --strict --site-dir .venv/share/xnai/site-check
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs --quiet build --strict --site-dir .venv/share/xnai/site-check
 	$(BIN)/python tools/validate_caddyfile.py Caddyfile
 
 format: setup-dev  ## rewrite the sources in the house's format
@@ -38,10 +38,10 @@ format: setup-dev  ## rewrite the sources in the house's format
 	$(BIN)/ruff check --fix .
 
 docs: setup  ## build the documentation into site/, with no network
-	$(BIN)/mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 mkdocs-serve: setup  ## serve the documentation on http://127.0.0.1:8001 while it is written
-	$(BIN)/mkdocs serve --dev-addr 127.0.0.1:8001
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve --dev-addr 127.0.0.1:8001
 
 lock: setup  ## resolve the dependencies anew and write the requirements*.txt locks
 	@$(BIN)/python tools/lock.py --uv-version $(UV_VERSION) $(ARGS)
