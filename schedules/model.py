@@ -18,7 +18,9 @@ class Misfire(StrEnum):
 
 
 class Overlap(StrEnum):
-    """What becomes of a fire whose predecessor has not settled: none of it, or it waits for its turn."""
+    """What becomes of a fire whose predecessor has not settled: none of it, or it waits for its
+    turn.
+    """
 
     SKIP = "skip"
     QUEUE = "queue"
@@ -67,9 +69,8 @@ type Timing = Cron | Every | Adaptive
 
 @dataclass(frozen=True, slots=True)
 class ScheduleSpec:
-    """What a user asks for. Of `job`, the times (run_at, delay_s, expires_at), custom_id, depends_on
-
-    and schedule_id must be left out: a fire sets them.
+    """What a user asks for. Of `job`, the times (run_at, delay_s, expires_at), custom_id,
+    depends_on and schedule_id must be left out: a fire sets them.
     """
 
     name: str
@@ -92,10 +93,9 @@ class Pause:
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
-    """A schedule as it stands. `next_at` is the next fire by the timetable, `due_at` with its jitter;
-
-    both None while paused. `interval_s` is the period that an adaptive schedule has reached.
-    `version` grows with every change by a user, so that it can serve as an ETag.
+    """A schedule as it stands. `next_at` is the next fire by the timetable, `due_at` with its
+    jitter; both None while paused. `interval_s` is the period that an adaptive schedule has
+    reached. `version` grows with every change by a user, so that it can serve as an ETag.
     """
 
     id: UUID

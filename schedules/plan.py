@@ -1,7 +1,8 @@
-"""Decides what a due schedule does: which fires run, which are left out, and when the next one is. Pure.
+"""Decides what a due schedule does: which fires run, which are left out, and when the next one
+is. Pure.
 
-Everything is bounded: after a year of standing still, a schedule of every second decides on CATCH_UP_MAX
-fires, not on thirty million.
+Everything is bounded: after a year of standing still, a schedule of every second decides on
+CATCH_UP_MAX fires, not on thirty million.
 """
 
 from dataclasses import dataclass
@@ -32,9 +33,8 @@ class Decision:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """The decisions for a due schedule, oldest first, and where it goes on. `next` is None at the end
-
-    of its timetable. `truncated`: more fires were missed than are listed.
+    """The decisions for a due schedule, oldest first, and where it goes on. `next` is None at
+    the end of its timetable. `truncated`: more fires were missed than are listed.
     """
 
     schedule: Schedule

@@ -1,7 +1,8 @@
 """The recrawl policy: look more often at what changes, less often at what does not. Pure.
 
-Halving on change and growing otherwise is the additive-free form of the adaptive fetch schedule that Apache
-Nutch ships (AdaptiveFetchSchedule); it needs no model of the page and forgets within a few runs.
+Halving on change and growing otherwise is the additive-free form of the adaptive fetch schedule
+that Apache Nutch ships (AdaptiveFetchSchedule); it needs no model of the page and forgets within a
+few runs.
 """
 
 from collections.abc import Mapping

@@ -32,7 +32,9 @@ _KEPT = (
 
 
 def check(spec: ScheduleSpec) -> None:
-    """Raise ScheduleRefused, naming the first invalid field. The job's payload is the caller's to check."""
+    """Raise ScheduleRefused, naming the first invalid field. The job's payload is the caller's
+    to check.
+    """
     _check_name(spec.name)
     zone = find_zone(spec.timezone)
     _check_timing(spec.timing, zone)

@@ -118,7 +118,9 @@ async def update(
 
 
 async def delete(connection: Connection, tenant_id: TenantId, schedule_id: UUID) -> None:
-    """Remove the schedule and its list of fires; jobs that it made go on. Raises ScheduleNotFound."""
+    """Remove the schedule and its list of fires; jobs that it made go on. Raises
+    ScheduleNotFound.
+    """
     row = await connection.fetchrow(QUERIES["delete_schedule"], tenant_id, schedule_id)
     _found(row, schedule_id)
 
@@ -142,7 +144,9 @@ async def pause(
 async def resume(
     connection: Connection, tenant_id: TenantId, schedule_id: UUID, *, now: datetime | None = None
 ) -> Schedule:
-    """Fire by time again, from the next time of the timetable; what the pause left out is not missed."""
+    """Fire by time again, from the next time of the timetable; what the pause left out is not
+    missed.
+    """
     moment = await database_now(connection, now)
     schedule = await _lock(connection, tenant_id, schedule_id)
     if schedule.pause is None:
@@ -218,7 +222,9 @@ async def runs(
 
 
 async def database_now(connection: Connection, now: datetime | None = None) -> datetime:
-    """The database's clock, the only one that schedules follow; `now` when a test owns the clock."""
+    """The database's clock, the only one that schedules follow; `now` when a test owns the
+    clock.
+    """
     moment: datetime = await connection.fetchval(QUERIES["database_now"], now)
     return moment
 

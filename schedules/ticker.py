@@ -1,7 +1,8 @@
-"""Fires what is due: each fire once, its job in the same transaction, announced after the commit.
+"""Fires what is due: each fire once, its job in the same transaction, announced after the
+commit.
 
-Any number of tickers run at once, without a leader: who locks a schedule's row fires it, and the others
-pass it over. All of them follow the database's clock.
+Any number of tickers run at once, without a leader: who locks a schedule's row fires it, and the
+others pass it over. All of them follow the database's clock.
 """
 
 from collections import Counter, defaultdict
