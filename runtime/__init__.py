@@ -1,4 +1,4 @@
-"""What a process needs to start: settings, connections, migrations, embedded servers, logs, metrics.
+"""What a process needs to start: settings, connections, migrations, servers, logs, metrics.
 
 Knows nothing of jobs; every other package may import it, and it imports none of them.
 """

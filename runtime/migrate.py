@@ -32,6 +32,7 @@ class Migration:
 
     @property
     def checksum(self) -> str:
+        """What the database remembers of the file's content."""
         return hashlib.sha256(self.sql.encode()).hexdigest()
 
     def __str__(self) -> str:
@@ -115,7 +116,7 @@ def _refuse_newer_database(known: Sequence[Migration], applied: Mapping[int, obj
 def _refuse_altered(item: Migration, checksum: str) -> None:
     if checksum != item.checksum:
         message = (
-            f"migrations/{item}.sql was altered after it was applied: restore the file, and put the "
-            "change into a migration with the next number"
+            f"migrations/{item}.sql was altered after it was applied: restore the file, and put "
+            "the change into a migration with the next number"
         )
         raise MigrationError(message)

@@ -18,3 +18,20 @@ SELECT version, name, checksum FROM schema_migrations ORDER BY version;
 -- name: record_migration
 -- In the transaction of the migration itself: applied and recorded, or neither.
 INSERT INTO schema_migrations (version, name, checksum) VALUES ($1, $2, $3);
+
+-- name: missing_database
+-- What an embedded server still lacks; no row when it is complete.
+SELECT role_missing, database_missing
+FROM (
+    SELECT NOT EXISTS (SELECT 1 FROM pg_roles WHERE rolname = $1) AS role_missing,
+           NOT EXISTS (SELECT 1 FROM pg_database WHERE datname = $2) AS database_missing
+) AS missing
+WHERE role_missing OR database_missing;
+
+-- name: role_statement
+-- CREATE ROLE takes no parameters: the server itself quotes them.
+SELECT format('CREATE ROLE %I LOGIN PASSWORD %L', $1::text, $2::text);
+
+-- name: database_statement
+-- CREATE DATABASE takes no parameters either.
+SELECT format('CREATE DATABASE %I OWNER %I', $1::text, $2::text);

@@ -58,7 +58,7 @@ class Settings(BaseSettings):
     )
 
     data_dir: Path = Field(
-        default_factory=lambda: find_data_dir(),  # defined below
+        default_factory=lambda: find_data_dir(),  # noqa: PLW0108 - it is defined below
         description="Folder of the embedded servers, index files, keys and logs of this machine.",
     )
     host: str = Field("127.0.0.1", description="Address that the API listens on.")
@@ -153,7 +153,7 @@ class Settings(BaseSettings):
     )
 
     @classmethod
-    def settings_customise_sources(
+    def settings_customise_sources(  # noqa: PLR0917 - the signature of pydantic-settings
         cls,
         settings_cls: type[BaseSettings],
         init_settings: PydanticBaseSettingsSource,
@@ -190,8 +190,8 @@ class Settings(BaseSettings):
     def _agree(self) -> Self:
         if self.dead_after_s < _BEATS_BEFORE_DEATH * self.heartbeat_s:
             message = (
-                f"dead_after_s is {self.dead_after_s:g} and heartbeat_s {self.heartbeat_s:g}: raise "
-                f"dead_after_s to at least {_BEATS_BEFORE_DEATH * self.heartbeat_s:g}"
+                f"dead_after_s is {self.dead_after_s:g} and heartbeat_s {self.heartbeat_s:g}: "
+                f"raise dead_after_s to at least {_BEATS_BEFORE_DEATH * self.heartbeat_s:g}"
             )
             raise ValueError(message)
         if self.backoff_max_s < self.backoff_s:
@@ -204,7 +204,7 @@ class Settings(BaseSettings):
 
 
 def load_settings(**overrides: Any) -> Settings:  # noqa: ANN401 - typed by Settings' own fields
-    """Build the settings of this process; raises SettingsError, one line a mistake, with its fix."""
+    """Build this process's settings; raises SettingsError, one line a mistake, with its fix."""
     _refuse_unknown_variables(os.environ)
     try:
         return Settings(**overrides)
