@@ -1,4 +1,6 @@
-"""The command line's view of the API: finds the running stack, sends requests, turns problems into errors."""
+"""The command line's view of the API: finds the running stack, sends requests, turns problems into
+errors.
+"""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -15,7 +17,8 @@ from runtime.stack import local_api_url
 TIMEOUT = httpx.Timeout(10.0, read=60.0)
 ADMIN_KEY_FILE = "admin.key"
 
-# A JSON document as it came: what it holds is the API's contract, read field by field where it is printed.
+# A JSON document as it came: what it holds is the API's contract, read field by field where it is
+# printed.
 type Document = dict[str, Any]
 
 
@@ -63,10 +66,14 @@ class Api:
     """A session with the API; use it as a context manager."""
 
     def __init__(self, settings: Settings) -> None:
-        self.url = settings.api_url or local_api_url(settings) or f"http://127.0.0.1:{settings.port}"
+        self.url = (
+            settings.api_url or local_api_url(settings) or f"http://127.0.0.1:{settings.port}"
+        )
         key = settings.api_key or _admin_key(settings)
         headers = {"Authorization": f"Bearer {key}"} if key else {}
-        self._http = httpx.Client(base_url=self.url, headers=headers, timeout=TIMEOUT, trust_env=False)
+        self._http = httpx.Client(
+            base_url=self.url, headers=headers, timeout=TIMEOUT, trust_env=False
+        )
 
     def __enter__(self) -> Self:
         return self
@@ -78,7 +85,9 @@ class Api:
         """GET a JSON document."""
         return self._json(self.send("GET", path, params=_given(params)))
 
-    def poll(self, path: str, etag: str | None, *, wait_s: int) -> tuple[Document | None, str | None]:
+    def poll(
+        self, path: str, etag: str | None, *, wait_s: int
+    ) -> tuple[Document | None, str | None]:
         """GET that returns at the first change since `etag`; (None, etag) when nothing changed."""
         headers = {**_prefer(wait_s), **({"If-None-Match": etag} if etag else {})}
         response = self.send("GET", path, headers=headers)
@@ -86,14 +95,26 @@ class Api:
             return None, etag
         return self._json(response), response.headers.get("ETag")
 
-    def post(self, path: str, body: object = None, *, wait_s: int = 0, **options: Any) -> Document:
+    def post(
+        self,
+        path: str,
+        body: object = None,
+        *,
+        wait_s: int = 0,
+        **options: Any,  # noqa: ANN401 - whatever httpx takes
+    ) -> Document:
         """POST JSON (or what `options` give httpx) and return the JSON answer."""
         if body is not None:
             options["json"] = body
         headers = {**_prefer(wait_s), **options.pop("headers", {})}
         return self._json(self.send("POST", path, headers=headers, **options))
 
-    def send(self, method: str, path: str, **options: Any) -> httpx.Response:
+    def send(
+        self,
+        method: str,
+        path: str,
+        **options: Any,  # noqa: ANN401 - whatever httpx takes
+    ) -> httpx.Response:
         """Any request; raises ApiNotReachable and ApiError."""
         with self._reachable():
             response = self._http.request(method, path, **options)
@@ -114,7 +135,7 @@ class Api:
 
     @contextmanager
     def events(self, path: str) -> Iterator[Iterator[ServerEvent]]:
-        """Server-sent events of a job, a batch or the tenant, until the server or the caller ends."""
+        """Server-sent events of a job, a batch or the tenant, until either side ends."""
         with self._reachable(), self._http.stream("GET", path, timeout=TIMEOUT) as response:
             if response.is_error:
                 response.read()
@@ -126,7 +147,10 @@ class Api:
         try:
             yield
         except httpx.TransportError as error:
-            message = f"no API answers at {self.url} ({error or type(error).__name__}): start it with `xnai up`, or set XNAI_API_URL"
+            message = (
+                f"no API answers at {self.url} ({error or type(error).__name__}): "
+                "start it with `xnai up`, or set XNAI_API_URL"
+            )
             raise ApiNotReachable(message) from error
 
     @staticmethod
@@ -149,10 +173,14 @@ def _parse_events(lines: Iterator[str]) -> Iterator[ServerEvent]:
         if line:
             name, _, value = line.partition(":")
             value = value.removeprefix(" ")
-            fields[name] = f"{fields[name]}\n{value}" if name == "data" and name in fields else value
+            fields[name] = (
+                f"{fields[name]}\n{value}" if name == "data" and name in fields else value
+            )
             continue
         if "data" in fields:
-            yield ServerEvent(fields.get("event", "message"), json.loads(fields["data"]), fields.get("id"))
+            yield ServerEvent(
+                fields.get("event", "message"), json.loads(fields["data"]), fields.get("id")
+            )
         fields = {}
 
 

@@ -1,7 +1,7 @@
 """`xnai ingest`: mirrors a folder of md, html, txt and pdf files into a collection.
 
-What the collection already holds is told by tags on its documents: `ingest:FOLDER` and `sha256:…` of the
-file's bytes, so that a second run, from any machine, sends only what changed.
+What the collection already holds is told by tags on its documents: `ingest:FOLDER` and `sha256:…`
+of the file's bytes, so that a second run, from any machine, sends only what changed.
 """
 
 import hashlib
@@ -44,10 +44,16 @@ class Report:
 
 def ingest(
     context: typer.Context,
-    source: Annotated[Path, typer.Argument(exists=True, help="A folder, or one file.", metavar="DIR|FILE")],
+    source: Annotated[
+        Path, typer.Argument(exists=True, help="A folder, or one file.", metavar="DIR|FILE")
+    ],
     *,
-    collection: Annotated[str, typer.Option("--collection", "-c", help="Collection of documents.")] = "default",
-    delete: Annotated[bool, typer.Option("--delete", help="Remove documents whose files have vanished.")] = False,
+    collection: Annotated[
+        str, typer.Option("--collection", "-c", help="Collection of documents.")
+    ] = "default",
+    delete: Annotated[
+        bool, typer.Option("--delete", help="Remove documents whose files have vanished.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Mirror files into a collection; unchanged ones are skipped."""
@@ -112,7 +118,9 @@ def _mirror(api: Api, mirror: Mirror, files: list[LocalFile], bar: Meter) -> Rep
 def _known(api: Api, mirror: Mirror) -> dict[str, Document]:
     """The documents of this folder that the collection holds, by key."""
     params = {"collection": mirror.collection, "tag": mirror.tag}
-    return {row["key"]: row for row in api.pages("/v1/documents", params=params, most=DOCUMENTS_MAX)}
+    return {
+        row["key"]: row for row in api.pages("/v1/documents", params=params, most=DOCUMENTS_MAX)
+    }
 
 
 def _send(api: Api, mirror: Mirror, file: LocalFile, digest: str) -> str:
@@ -142,7 +150,9 @@ def _settle(api: Api, waiting: dict[str, str], report: Report, bar: Meter) -> No
     waiting.clear()
 
 
-def _delete_vanished(api: Api, known: dict[str, Document], present: set[str], report: Report) -> None:
+def _delete_vanished(
+    api: Api, known: dict[str, Document], present: set[str], report: Report
+) -> None:
     for key, document in known.items():
         if key not in present:
             api.send("DELETE", f"/v1/documents/{document['id']}")

@@ -18,11 +18,14 @@ jobs = typer.Typer(help="List, show, cancel and retry jobs.", no_args_is_help=Tr
 JobId = Annotated[str, typer.Argument(help="Id of the job.")]
 
 
-def submit(  # noqa: PLR0913 - one option a field of the job
+def submit(
     context: typer.Context,
-    kind: Annotated[str, typer.Argument(help="crawl, embed, index, generate, or a kind of your own.")],
+    kind: Annotated[
+        str, typer.Argument(help="crawl, embed, index, generate, or a kind of your own.")
+    ],
     fields: Annotated[
-        list[str] | None, typer.Argument(help="Payload as KEY=VALUE (JSON values), one JSON object, or - for stdin.")
+        list[str] | None,
+        typer.Argument(help="Payload as KEY=VALUE (JSON values), one JSON object, or - for stdin."),
     ] = None,
     *,
     wait: Annotated[bool, typer.Option("--wait", help="Wait until the job is settled.")] = False,
@@ -30,13 +33,22 @@ def submit(  # noqa: PLR0913 - one option a field of the job
     delay_s: Annotated[float, typer.Option(min=0, help="Seconds before it may start.")] = 0,
     max_attempts: Annotated[int | None, typer.Option(min=1)] = None,
     timeout_s: Annotated[float | None, typer.Option(min=0.001)] = None,
-    callback_url: Annotated[str | None, typer.Option(help="Called when the job is settled.")] = None,
+    callback_url: Annotated[
+        str | None, typer.Option(help="Called when the job is settled.")
+    ] = None,
     tag: Annotated[list[str] | None, typer.Option(help="May be given several times.")] = None,
-    idempotency_key: Annotated[str | None, typer.Option(help="Makes a repeated submit harmless.")] = None,
+    idempotency_key: Annotated[
+        str | None, typer.Option(help="Makes a repeated submit harmless.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Submit one job."""
-    body: Document = {"kind": kind, "payload": _payload(fields or []), "priority": priority, "tags": tag or []}
+    body: Document = {
+        "kind": kind,
+        "payload": _payload(fields or []),
+        "priority": priority,
+        "tags": tag or [],
+    }
     optional = {
         "delay_s": delay_s or None,
         "max_attempts": max_attempts,
@@ -131,7 +143,14 @@ def list_(
     print_table(
         ("id", "kind", "state", "attempt", "created", "error"),
         (
-            (r["id"], r["kind"], r["state"], r["attempt"], r["created_at"], short_error(r.get("error")))
+            (
+                r["id"],
+                r["kind"],
+                r["state"],
+                r["attempt"],
+                r["created_at"],
+                short_error(r.get("error")),
+            )
             for r in rows
         ),
         empty="no jobs: submit one with `xnai submit` or `xnai crawl URL`",
@@ -152,7 +171,13 @@ def show(context: typer.Context, job_id: JobId, *, as_json: AsJson = False) -> N
     print_table(
         ("attempt", "started", "finished", "outcome", "error"),
         (
-            (a["attempt"], a.get("started_at"), a.get("finished_at"), a.get("outcome"), short_error(a.get("error")))
+            (
+                a["attempt"],
+                a.get("started_at"),
+                a.get("finished_at"),
+                a.get("outcome"),
+                short_error(a.get("error")),
+            )
             for a in attempts
         ),
         empty="no attempt yet",
@@ -181,7 +206,12 @@ def _each(context: typer.Context, job_ids: list[str], verb: str, *, as_json: boo
         console.print(f"{job['id']}  {job['state']}")
 
 
-def watch(context: typer.Context, id_: Annotated[str, typer.Argument(metavar="ID", help="Of a job or a batch.")], *, as_json: AsJson = False) -> None:
+def watch(
+    context: typer.Context,
+    id_: Annotated[str, typer.Argument(metavar="ID", help="Of a job or a batch.")],
+    *,
+    as_json: AsJson = False,
+) -> None:
     """Watch a job or a batch until it is settled."""
     from cli.client import ApiError
 
@@ -219,10 +249,17 @@ batch = typer.Typer(help="Submit, show and cancel batches.", no_args_is_help=Tru
 @batch.command("submit")
 def submit_batch(
     context: typer.Context,
-    file: Annotated[Path, typer.Argument(exists=True, dir_okay=False, allow_dash=True, help="NDJSON, one job a line.")],
+    file: Annotated[
+        Path,
+        typer.Argument(
+            exists=True, dir_okay=False, allow_dash=True, help="NDJSON, one job a line."
+        ),
+    ],
     *,
     wait: Annotated[bool, typer.Option("--wait", help="Wait until the batch is finished.")] = False,
-    idempotency_key: Annotated[str | None, typer.Option(help="Makes a repeated submit harmless.")] = None,
+    idempotency_key: Annotated[
+        str | None, typer.Option(help="Makes a repeated submit harmless.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Submit a batch: all of its jobs or none."""
@@ -231,7 +268,9 @@ def submit_batch(
         headers["Idempotency-Key"] = idempotency_key
     stream = sys.stdin.buffer if str(file) == "-" else file.open("rb")
     with stream, Api(settings_of(context)) as api:
-        created = api.post("/v1/batches", content=iter(lambda: stream.read(65536), b""), headers=headers)
+        created = api.post(
+            "/v1/batches", content=iter(lambda: stream.read(65536), b""), headers=headers
+        )
         if wait:
             created = follow_batch(api, created["id"], quiet=as_json)
     finish_batch(created, as_json=as_json)

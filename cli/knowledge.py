@@ -3,13 +3,13 @@
 from typing import Annotated
 
 import typer
+from rich.markup import escape
 
 from cli.client import Api, Document
 from cli.jobs import finish_with
 from cli.options import settings_of
 from cli.output import AsJson, console, errors, print_json, short_error
 from cli.watching import follow_job
-from rich.markup import escape
 from runtime.errors import EXIT_FAILED
 
 Collection = Annotated[str, typer.Option("--collection", "-c", help="Collection of documents.")]
@@ -25,8 +25,12 @@ def crawl(
     max_pages: Annotated[int, typer.Option(min=1, help="Pages at most.")] = 1,
     max_depth: Annotated[int, typer.Option(min=0, help="Links to follow from the first page.")] = 0,
     scope: Annotated[str, typer.Option(help="page, prefix, host or domain.")] = "page",
-    sitemap: Annotated[bool, typer.Option("--sitemap", help="Begin with the site's sitemap too.")] = False,
-    wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Wait until it is searchable.")] = True,
+    sitemap: Annotated[
+        bool, typer.Option("--sitemap", help="Begin with the site's sitemap too.")
+    ] = False,
+    wait: Annotated[
+        bool, typer.Option("--wait/--no-wait", help="Wait until it is searchable.")
+    ] = True,
     as_json: AsJson = False,
 ) -> None:
     """Crawl a site, so that it can be searched and asked about."""
@@ -74,7 +78,8 @@ def show_hits(hits: list[Document]) -> None:
     for number, hit in enumerate(hits, 1):
         document = hit["document"]
         title = document.get("title") or document.get("url") or document["id"]
-        console.print(f"[bold][{number}][/] {escape(title)}  [dim]{escape(document.get('url') or '')}  {hit['score']:.3f}[/]")
+        place = f"{escape(document.get('url') or '')}  {hit['score']:.3f}"
+        console.print(f"[bold][{number}][/] {escape(title)}  [dim]{place}[/]")
         console.print(f"    {escape(_excerpt(hit['text']))}\n")
 
 
@@ -98,7 +103,9 @@ def ask(
     with Api(settings_of(context)) as api:
         if not as_json:
             show_hits(_search(api, text, collection=collection, k=k, mode=mode)["hits"])
-        job = submit_question(api, text, collection=collection, k=k, mode=mode, max_tokens=max_tokens)
+        job = submit_question(
+            api, text, collection=collection, k=k, mode=mode, max_tokens=max_tokens
+        )
         if not as_json:
             _stream_answer(api, job["id"])
         job = follow_job(api, job["id"], quiet=as_json)
@@ -112,7 +119,7 @@ def ask(
         raise typer.Exit(EXIT_FAILED)
 
 
-def submit_question(  # noqa: PLR0913 - the fields of a question
+def submit_question(
     api: Api, question: str, *, collection: str, k: int, mode: str, max_tokens: int
 ) -> Document:
     """Submit a generate job that retrieves from a collection."""
@@ -134,6 +141,8 @@ def _stream_answer(api: Api, job_id: str) -> None:
 
 def show_citations(result: Document) -> None:
     """Print what an answer rests on, and which model wrote it."""
-    console.print(f"\n[dim]written by {escape(str(result.get('model', 'the local model')))}, {result['finish_reason']}[/]")
+    model = escape(str(result.get("model", "the local model")))
+    console.print(f"\n[dim]written by {model}, {result['finish_reason']}[/]")
     for number, citation in enumerate(result["citations"], 1):
-        console.print(f"[bold][{number}][/] {escape(citation.get('title') or '')}  [dim]{escape(citation.get('url') or '')}[/]")
+        title, url = (escape(citation.get(name) or "") for name in ("title", "url"))
+        console.print(f"[bold][{number}][/] {title}  [dim]{url}[/]")

@@ -17,7 +17,15 @@ keys = typer.Typer(help="Create and revoke API keys.", no_args_is_help=True)
 Id = Annotated[str, typer.Argument(metavar="ID")]
 
 
-def _print_list(context: typer.Context, path: str, columns: tuple[str, ...], *, empty: str, as_json: bool, limit: int = 1000) -> None:
+def _print_list(
+    context: typer.Context,
+    path: str,
+    columns: tuple[str, ...],
+    *,
+    empty: str,
+    as_json: bool,
+    limit: int = 1000,
+) -> None:
     """A list of the API as a table of some of its fields."""
     with Api(settings_of(context)) as api:
         rows = list(api.pages(path, params={}, most=limit))
@@ -53,7 +61,13 @@ def list_pools(context: typer.Context, *, as_json: AsJson = False) -> None:
 
 
 @pools.command("pause")
-def pause(context: typer.Context, pool: str, *, reason: Annotated[str | None, typer.Option(help="Shown to everybody who asks why.")] = None, as_json: AsJson = False) -> None:
+def pause(
+    context: typer.Context,
+    pool: str,
+    *,
+    reason: Annotated[str | None, typer.Option(help="Shown to everybody who asks why.")] = None,
+    as_json: AsJson = False,
+) -> None:
     """Let no slot claim from a pool; what runs goes on."""
     _act(context, f"/v1/pools/{pool}/pause", {"reason": reason} if reason else {}, as_json=as_json)
 
@@ -67,7 +81,13 @@ def resume(context: typer.Context, pool: str, *, as_json: AsJson = False) -> Non
 def workers(context: typer.Context, *, as_json: AsJson = False) -> None:
     """Every live slot: where it runs, on which cores, what it holds."""
     columns = ("id", "pool", "number", "host", "cores", "running", "beat_at")
-    _print_list(context, "/v1/workers", columns, empty="no live slots: start some with `xnai work POOL`", as_json=as_json)
+    _print_list(
+        context,
+        "/v1/workers",
+        columns,
+        empty="no live slots: start some with `xnai work POOL`",
+        as_json=as_json,
+    )
 
 
 @schedules.command("list")
@@ -78,7 +98,7 @@ def list_schedules(context: typer.Context, *, as_json: AsJson = False) -> None:
 
 
 @schedules.command("create")
-def create_schedule(  # noqa: PLR0913 - the fields of a schedule
+def create_schedule(
     context: typer.Context,
     name: str,
     kind: Annotated[str, typer.Argument(help="Kind of the job.")],
@@ -95,7 +115,9 @@ def create_schedule(  # noqa: PLR0913 - the fields of a schedule
     except ValueError as error:
         raise typer.BadParameter(f"the payload is no JSON: {error}") from error
     body = {"name": name, "job": job, "timezone": timezone}
-    body |= {key: value for key, value in (("cron", cron), ("every_s", every_s)) if value is not None}
+    body |= {
+        key: value for key, value in (("cron", cron), ("every_s", every_s)) if value is not None
+    }
     _act(context, "/v1/schedules", body, as_json=as_json)
 
 
@@ -109,7 +131,9 @@ def show_schedule(context: typer.Context, schedule_id: Id, *, as_json: AsJson = 
 
 
 @schedules.command("runs")
-def runs(context: typer.Context, schedule_id: Id, *, limit: Limit = 50, as_json: AsJson = False) -> None:
+def runs(
+    context: typer.Context, schedule_id: Id, *, limit: Limit = 50, as_json: AsJson = False
+) -> None:
     """Past fires of a schedule."""
     _print_list(
         context,
@@ -156,7 +180,9 @@ def list_webhooks(context: typer.Context, *, as_json: AsJson = False) -> None:
 def create_webhook(
     context: typer.Context,
     url: str,
-    events: Annotated[list[str], typer.Argument(help="Event types, e.g. job.settled batch.finished.")],
+    events: Annotated[
+        list[str], typer.Argument(help="Event types, e.g. job.settled batch.finished.")
+    ],
     *,
     as_json: AsJson = False,
 ) -> None:
@@ -165,7 +191,7 @@ def create_webhook(
 
 
 @webhooks.command("test")
-def test_webhook(context: typer.Context, webhook_id: Id, *, as_json: AsJson = False) -> None:
+def send_test(context: typer.Context, webhook_id: Id, *, as_json: AsJson = False) -> None:
     """Send a test event to an endpoint."""
     _act(context, f"/v1/webhooks/{webhook_id}/test", as_json=as_json)
 
@@ -177,7 +203,9 @@ def rotate(context: typer.Context, webhook_id: Id, *, as_json: AsJson = False) -
 
 
 @webhooks.command("deliveries")
-def deliveries(context: typer.Context, webhook_id: Id, *, limit: Limit = 50, as_json: AsJson = False) -> None:
+def deliveries(
+    context: typer.Context, webhook_id: Id, *, limit: Limit = 50, as_json: AsJson = False
+) -> None:
     """What was sent to an endpoint, and what it answered."""
     columns = ("id", "type", "attempt", "status", "error", "at")
     path = f"/v1/webhooks/{webhook_id}/deliveries"

@@ -1,7 +1,8 @@
-"""The entries of the stack's processes, free of the command line's libraries: `python -m cli.roles ROLE …`.
+"""The entries of the stack's processes, free of the command line's libraries: `python -m cli.roles
+ROLE …`.
 
-`xnai ROLE …` calls the same functions; `xnai up` starts its children here, since each saves the memory and the
-time of a parser and a table printer that it never uses.
+`xnai ROLE …` calls the same functions; `xnai up` starts its children here, since each saves the
+memory and the time of a parser and a table printer that it never uses.
 """
 
 import sys
@@ -17,7 +18,9 @@ from runtime.settings import Settings, load_settings
 
 
 def run_role(role: str, arguments: Sequence[str], settings: Settings) -> None:
-    """Run one role until it is told to stop. Raises XnaiError with one clear line when it cannot start."""
+    """Run one role until it is told to stop. Raises XnaiError with one clear line when it cannot
+    start.
+    """
     set_title(" ".join((role, *arguments)))
     logs.configure(settings, role=role)
     metrics.configure(settings, role=role)

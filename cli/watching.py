@@ -12,12 +12,16 @@ TERMINAL = ("succeeded", "failed", "cancelled")
 
 def follow_job(api: Api, job_id: str, *, quiet: bool = False) -> Document:
     """Wait until the job and all that it created are over; returns the job."""
-    return _follow(api, f"/v1/jobs/{job_id}", lambda job: bool(job["settled"]), _show_job, quiet=quiet)
+    return _follow(
+        api, f"/v1/jobs/{job_id}", lambda job: bool(job["settled"]), _show_job, quiet=quiet
+    )
 
 
 def follow_batch(api: Api, batch_id: str, *, quiet: bool = False) -> Document:
     """Wait until the batch is finished, its follow-ups included."""
-    return _follow(api, f"/v1/batches/{batch_id}", lambda b: b["state"] == "finished", _show_batch, quiet=quiet)
+    return _follow(
+        api, f"/v1/batches/{batch_id}", lambda b: b["state"] == "finished", _show_batch, quiet=quiet
+    )
 
 
 def _follow(
@@ -45,7 +49,11 @@ def _show_job(bar: Meter, job: Document) -> None:
     follow_ups = job.get("follow_ups") or {}
     if job["state"] in TERMINAL and follow_ups.get("total"):
         over = sum(follow_ups[state] for state in TERMINAL)
-        bar.show(f"{job['kind']} {job['state']}, its follow-ups run", done=over, total=follow_ups["total"])
+        bar.show(
+            f"{job['kind']} {job['state']}, its follow-ups run",
+            done=over,
+            total=follow_ups["total"],
+        )
         return
     bar.show(
         f"{job['kind']} {job['state']} {progress.get('message') or ''}".strip(),

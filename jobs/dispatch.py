@@ -1,9 +1,11 @@
-"""Wake-ups over arq: tells an idle slot that its pool has work. It decides nothing and may lose everything.
+"""Wake-ups over arq: tells an idle slot that its pool has work. It decides nothing and may lose
+everything.
 
-A wake-up is an arq message on the pool's own queue (`arq:queue:POOL`, arq's sorted set and job keys, JSON
-instead of pickle). Its ids are hints: whoever is woken claims from the ledger, in the ledger's order. Of arq's
-worker nothing else is used (docs/decisions/0010): no in-progress keys, retries, results or cron, since those
-hide a dead slot's message for minutes. Announce only after the commit, never inside a transaction.
+A wake-up is an arq message on the pool's own queue (`arq:queue:POOL`, arq's sorted set and job
+keys, JSON instead of pickle). Its ids are hints: whoever is woken claims from the ledger, in the
+ledger's order. Of arq's worker nothing else is used (docs/decisions/0010): no in-progress keys,
+retries, results or cron, since those hide a dead slot's message for minutes. Announce only after
+the commit, never inside a transaction.
 """
 
 import time
@@ -73,7 +75,8 @@ def _queue_messages(pipe: "Redis", pool: str, ids: Sequence[UUID]) -> None:
     scores: dict[str, int] = {}
     for hints in batched(ids[: RUNWAY * share], share, strict=False):
         message_id = str(hints[0])
-        data = serialize_job(pool, tuple(map(str, hints)), {}, None, now_ms, serializer=orjson.dumps)
+        ids_text = tuple(map(str, hints))
+        data = serialize_job(pool, ids_text, {}, None, now_ms, serializer=orjson.dumps)
         pipe.psetex(job_key_prefix + message_id, MESSAGE_TTL_MS, data)
         scores[message_id] = now_ms
     pipe.zadd(queue_name(pool), cast("Mapping[str | bytes, float]", scores))
@@ -81,7 +84,7 @@ def _queue_messages(pipe: "Redis", pool: str, ids: Sequence[UUID]) -> None:
 
 
 async def wait(redis: Redis, pool: str, timeout_s: float) -> WakeUp | None:
-    """Block until a wake-up of the pool arrives; None after `timeout_s`. Raises one of UNAVAILABLE."""
+    """Block until a wake-up of the pool arrives; None after `timeout_s`. Raises UNAVAILABLE."""
     popped = await redis.bzpopmin(queue_name(pool), timeout=timeout_s)
     if popped is None:
         return None

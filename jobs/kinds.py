@@ -1,7 +1,8 @@
 """The kinds of jobs: name, typed payload, pool, handler and limits.
 
-The API imports this module for the payloads only; a handler is named by an import string and loaded by the
-worker that runs it, so that validating a job never loads an engine. Own kinds come from `XNAI_KINDS`.
+The API imports this module for the payloads only; a handler is named by an import string and loaded
+by the worker that runs it, so that validating a job never loads an engine. Own kinds come from
+`XNAI_KINDS`.
 """
 
 import importlib
@@ -33,7 +34,12 @@ Text = Annotated[str, AfterValidator(_no_nul)]
 CollectionName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$", examples=["default"])]
 Url = Annotated[
     Text,
-    Field(min_length=1, max_length=2048, pattern=r"^[Hh][Tt][Tt][Pp][Ss]?://[^\s/?#]+[^\s]*$", examples=["https://example.org/"]),
+    Field(
+        min_length=1,
+        max_length=2048,
+        pattern=r"^[Hh][Tt][Tt][Pp][Ss]?://[^\s/?#]+[^\s]*$",
+        examples=["https://example.org/"],
+    ),
 ]
 
 
@@ -52,8 +58,12 @@ class CrawlPayload(Payload):
     max_pages: Annotated[int, Field(ge=1, le=100_000)] = 1
     max_depth: Annotated[int, Field(ge=0, le=100)] = 0
     scope: Literal["page", "prefix", "host", "domain"] = "page"
-    include: Annotated[tuple[Annotated[Text, Field(max_length=512)], ...], Field(max_length=100)] = ()
-    exclude: Annotated[tuple[Annotated[Text, Field(max_length=512)], ...], Field(max_length=100)] = ()
+    include: Annotated[
+        tuple[Annotated[Text, Field(max_length=512)], ...], Field(max_length=100)
+    ] = ()
+    exclude: Annotated[
+        tuple[Annotated[Text, Field(max_length=512)], ...], Field(max_length=100)
+    ] = ()
     sitemap: bool = False
     pipeline: bool = True
 
@@ -133,7 +143,9 @@ class GeneratePayload(Payload):
     temperature: Annotated[float, Field(ge=0, le=2)] = 0.2
     top_p: Annotated[float, Field(gt=0, le=1)] = 0.95
     seed: Annotated[int, Field(ge=0, le=2**31 - 1)] | None = None
-    stop: Annotated[tuple[Annotated[Text, Field(min_length=1, max_length=128)], ...], Field(max_length=8)] = ()
+    stop: Annotated[
+        tuple[Annotated[Text, Field(min_length=1, max_length=128)], ...], Field(max_length=8)
+    ] = ()
     model: Annotated[Text, Field(min_length=1, max_length=512)] | None = None
     json_schema: Annotated[dict[str, JsonValue] | None, Field(alias="schema")] = None
 
@@ -175,11 +187,26 @@ class Kind:
 
 
 BUILT_IN: tuple[Kind, ...] = (
-    Kind("crawl", CrawlPayload, "crawl", "workers.handlers.crawl:handle", exclusive=False, in_hand=16),
-    Kind("ingest", IngestPayload, "crawl", "workers.handlers.ingest:handle", exclusive=False, in_hand=16),
+    Kind(
+        "crawl", CrawlPayload, "crawl", "workers.handlers.crawl:handle", exclusive=False, in_hand=16
+    ),
+    Kind(
+        "ingest",
+        IngestPayload,
+        "crawl",
+        "workers.handlers.ingest:handle",
+        exclusive=False,
+        in_hand=16,
+    ),
     Kind("embed", EmbedPayload, "embed", "workers.handlers.embed:handle"),
     Kind("index", IndexPayload, "index", "workers.handlers.index:handle"),
-    Kind("generate", GeneratePayload, "generate", "workers.handlers.generate:handle", timeout_s=1800.0),
+    Kind(
+        "generate",
+        GeneratePayload,
+        "generate",
+        "workers.handlers.generate:handle",
+        timeout_s=1800.0,
+    ),
     Kind(
         "probe",
         ProbePayload,
@@ -204,7 +231,9 @@ class KindRegistry:
             return self.kinds[name]
         except KeyError:
             known = ", ".join(sorted(self.kinds))
-            detail = f"unknown kind {name!r}; known here: {known}. Own kinds are named by XNAI_KINDS."
+            detail = (
+                f"unknown kind {name!r}; known here: {known}. Own kinds are named by XNAI_KINDS."
+            )
             raise UnknownKind(detail) from None
 
     def __iter__(self) -> Iterator[Kind]:

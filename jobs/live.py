@@ -1,7 +1,8 @@
 """What watchers see between two transitions: progress, tokens, and the nudge to look again.
 
-Everything here goes through Redis only and may be lost; the ledger and its events are the truth. A job's
-tokens lie for a while in a stream of its own, so that a watcher who comes late or reconnects misses none.
+Everything here goes through Redis only and may be lost; the ledger and its events are the truth. A
+job's tokens lie for a while in a stream of its own, so that a watcher who comes late or reconnects
+misses none.
 """
 
 from collections.abc import AsyncIterator, Iterable, Sequence
@@ -70,7 +71,9 @@ class LiveStream:
         key = f"{STREAM_PREFIX}{job.id}"
         fields = {"attempt": job.attempt, "text": text}
         try:
-            cursor = await self._redis.xadd(key, fields, maxlen=STREAM_ENTRIES_MAX, approximate=True)
+            cursor = await self._redis.xadd(
+                key, fields, maxlen=STREAM_ENTRIES_MAX, approximate=True
+            )
             async with self._redis.pipeline(transaction=False) as pipe:
                 pipe.expire(key, TTL_S)
                 data: JsonObject = {"attempt": job.attempt, "text": text}
@@ -83,10 +86,14 @@ class LiveStream:
         """Say that jobs were claimed by a slot and begin to run."""
         await self._publish(_encode("job.started", job, {"attempt": job.attempt}) for job in jobs)
 
-    async def changed(self, tenant_id: int, job_ids: Iterable[UUID], batch_ids: Iterable[UUID] = ()) -> None:
+    async def changed(
+        self, tenant_id: int, job_ids: Iterable[UUID], batch_ids: Iterable[UUID] = ()
+    ) -> None:
         """Nudge watchers of these jobs and batches to read the ledger again."""
         jobs = (_pack("changed", tenant_id, job_id, None, {}, None) for job_id in job_ids)
-        batches = (_pack("changed", tenant_id, None, batch_id, {}, None) for batch_id in set(batch_ids))
+        batches = (
+            _pack("changed", tenant_id, None, batch_id, {}, None) for batch_id in set(batch_ids)
+        )
         await self._publish((*jobs, *batches))
 
     async def _publish(self, signals: Iterable[bytes]) -> None:
@@ -112,14 +119,19 @@ class LiveStream:
             if data is not None
         }
 
-    async def tokens_after(self, job_id: UUID, cursor: str | None = None) -> list[tuple[str, int, str]]:
-        """(cursor, attempt, text) of the job's tokens after `cursor`, oldest first. Raises UNAVAILABLE."""
+    async def tokens_after(
+        self, job_id: UUID, cursor: str | None = None
+    ) -> list[tuple[str, int, str]]:
+        """(cursor, attempt, text) of the job's tokens after `cursor`, oldest first. Raises
+        UNAVAILABLE.
+        """
         start = f"({cursor}" if cursor else "-"
         entries = await self._redis.xrange(f"{STREAM_PREFIX}{job_id}", min=start)
         return [(key.decode(), int(f[b"attempt"]), f[b"text"].decode()) for key, f in entries]
 
     async def signals(self) -> AsyncIterator[Signal]:
-        """Every signal from now on, of all tenants; None-free and endless. Raises one of UNAVAILABLE.
+        """Every signal from now on, of all tenants; None-free and endless. Raises one of
+        UNAVAILABLE.
 
         One subscription serves a whole process: the API fans it out to its watchers.
         """
@@ -136,7 +148,7 @@ def _encode(type_: str, job: ClaimedJob, data: JsonObject, cursor: str | None = 
     return _pack(type_, job.tenant_id, job.id, job.batch_id, data, cursor)
 
 
-def _pack(  # noqa: PLR0913 - the six fields of a signal
+def _pack(  # noqa: PLR0917 - the six fields of a signal
     type_: str,
     tenant_id: int,
     job_id: UUID | None,

@@ -1,7 +1,8 @@
 """Shared memory between a slot and its supervisor: which jobs are started, since when, until when.
 
-The slot writes, the supervisor reads; no locks, no system calls, so that a slot stuck in native code is still
-told apart from an idle one. Times are CLOCK_MONOTONIC nanoseconds, the same in both processes.
+The slot writes, the supervisor reads; no locks, no system calls, so that a slot stuck in native
+code is still told apart from an idle one. Times are CLOCK_MONOTONIC nanoseconds, the same in both
+processes.
 """
 
 import mmap
@@ -32,7 +33,9 @@ class Started:
 
 
 class Board:
-    """The page of one slot. Created by the supervisor, attached by the slot through an inherited fd."""
+    """The page of one slot. Created by the supervisor, attached by the slot through an inherited
+    fd.
+    """
 
     def __init__(self, fd: int) -> None:
         self.fd = fd
@@ -62,7 +65,9 @@ class Board:
         return int(turned)
 
     def put(self, started: Started) -> int:
-        """Show a job as started; returns the entry to clear. The caller runs fewer than ENTRIES_MAX."""
+        """Show a job as started; returns the entry to clear. The caller runs fewer than
+        ENTRIES_MAX.
+        """
         entry = self._free.pop()
         at = _HEADER.size + entry * _STRIDE
         _ENTRY.pack_into(
@@ -83,7 +88,7 @@ class Board:
         self._free.append(entry)
 
     def read(self) -> list[Started]:
-        """The started jobs. An entry caught between two jobs is left out, or read as the later one."""
+        """The started jobs. An entry caught between two jobs is left out or is the later one."""
         found = []
         for at in range(_HEADER.size, _SIZE, _STRIDE):
             if self._memory[at]:

@@ -1,4 +1,4 @@
-"""Runs one job: load_handler → execute → classify. Writes nothing to the ledger; the recorder does."""
+"""Runs one job: load_handler → execute → classify. Writes nothing: the recorder does."""
 
 import inspect
 import time
@@ -54,7 +54,7 @@ class InHand:
 
 @cache
 def load_handler(path: str) -> Handler:
-    """Import `module:function` once a process; raises ImportError or AttributeError with the name."""
+    """Import `module:function` once a process; raises ImportError, AttributeError or TypeError."""
     module_name, _, function_name = path.partition(":")
     handler = getattr(import_module(module_name), function_name)
     if not inspect.iscoroutinefunction(handler):
@@ -68,13 +68,17 @@ def prepare(job: ClaimedJob, kind: Kind, services: Services) -> Run[BaseModel] |
     try:
         payload = kind.payload.model_validate(job.payload)
     except ValidationError as error:
-        detail = "; ".join(f"/payload/{'/'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+        detail = "; ".join(
+            f"/payload/{'/'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()
+        )
         return Failed(Problem("invalid_payload", detail, retryable=False))
     return Run(job, payload, services)
 
 
 async def execute(in_hand: InHand) -> Ending:
-    """Run the handler to its end and say how it ended. Never raises but on the slot's own cancellation."""
+    """Run the handler to its end and say how it ended. Never raises but on the slot's own
+    cancellation.
+    """
     started = time.perf_counter()
     # The boundary of foreign code: whatever a handler raises is an outcome of its job.
     try:
@@ -88,7 +92,7 @@ async def execute(in_hand: InHand) -> Ending:
     return _stopped(in_hand, time.perf_counter() - started)
 
 
-def _classify(error: Exception, in_hand: InHand) -> Ending:
+def _classify(error: Exception, in_hand: InHand) -> Ending:  # noqa: PLR0911 - one answer a case
     """What an exception of a handler means for its job."""
     match error:
         case Cancel():
@@ -104,7 +108,12 @@ def _classify(error: Exception, in_hand: InHand) -> Ending:
         case MemoryError():
             return Failed(Problem("out_of_memory", "the handler ran out of memory", retryable=True))
         case _:
-            log.exception("handler_failed", job_id=str(in_hand.run.job.id), kind=in_hand.kind.name)
+            log.error(
+                "handler_failed",
+                job_id=str(in_hand.run.job.id),
+                kind=in_hand.kind.name,
+                exc_info=error,
+            )
             return Failed(Problem(_error_type(error), _one_line(error), retryable=True))
 
 
@@ -124,7 +133,12 @@ def _stopped(in_hand: InHand, ran_s: float) -> Ending:
         case StopReason.CANCEL:
             return Cancelled("cancelled by request")
         case StopReason.TIMEOUT:
-            return Failed(Problem("timeout", f"stopped after {ran_s:.1f} s: raise timeout_s, or do less in one job"))
+            return Failed(
+                Problem(
+                    "timeout",
+                    f"stopped after {ran_s:.1f} s: raise timeout_s, or do less in one job",
+                )
+            )
         case StopReason.SHUTDOWN | None:
             return Released("shutdown")
         case _:

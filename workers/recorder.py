@@ -1,7 +1,9 @@
-"""Writes ended jobs to the ledger in batches: whatever waits when the last commit returns goes next.
+"""Writes ended jobs to the ledger in batches: whatever waits when the last commit returns goes
+next.
 
-No timer: one job alone is committed at once, a thousand share one commit. An ended job stays in the queue
-until its outcome is committed, through a Postgres outage too: it is held by this slot as long as that.
+No timer: one job alone is committed at once, a thousand share one commit. An ended job stays in the
+queue until its outcome is committed, through a Postgres outage too: it is held by this slot as long
+as that.
 """
 
 import random
@@ -12,7 +14,7 @@ from math import inf
 import anyio
 from redis.asyncio import Redis
 
-from jobs import dispatch, ledger
+from jobs import batches, dispatch, ledger
 from jobs.errors import SlotEnded
 from jobs.kinds import KindRegistry
 from jobs.ledger import Ended, Recorded
@@ -40,9 +42,13 @@ class Book:
 
 
 class Recorder:
-    """Collects ended jobs and records them; `run` ends once `close` was called and all is committed."""
+    """Collects ended jobs and records them; `run` ends once `close` was called and all is
+    committed.
+    """
 
-    def __init__(self, book: Book, on_recorded: Callable[[int], Awaitable[None]] | None = None) -> None:
+    def __init__(
+        self, book: Book, on_recorded: Callable[[int], Awaitable[None]] | None = None
+    ) -> None:
         self._book = book
         self._on_recorded = on_recorded
         self._send, self._receive = anyio.create_memory_object_stream[Ended](inf)
@@ -76,10 +82,12 @@ class Recorder:
         """Record a batch, waiting out an outage; then announce and nudge, both after the commit."""
         while True:
             try:
-                async with self._book.postgres.acquire() as connection, connection.transaction():
+                async with self._book.postgres.acquire() as connection:
                     recorded = await ledger.record(
                         connection, self._book.slot_id, batch, kinds=self._book.kinds, rng=self._rng
                     )
+                    if recorded.batches:
+                        await batches.finish_due(connection, recorded.batches)
                 break
             except UNREACHABLE as error:
                 log.warning("record_waits", jobs=len(batch), error=str(error))

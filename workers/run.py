@@ -1,8 +1,9 @@
 """What a handler is given: the job, its payload, and the doors through which it may write.
 
-A handler is `async def handle(run: Run[Payload]) -> Completed | JsonObject`. It ends in exactly one of: return,
-`raise Retry`, `raise Cancel`, `raise Fail`, or any other exception (a failure; the policy decides).
-Blocking or native code goes through `run.in_thread`, which hands over a `should_stop` to poll.
+A handler is `async def handle(run: Run[Payload]) -> Completed | JsonObject`. It ends in exactly one
+of: return, `raise Retry`, `raise Cancel`, `raise Fail`, or any other exception (a failure; the
+policy decides). Blocking or native code goes through `run.in_thread`, which hands over a
+`should_stop` to poll.
 """
 
 from collections.abc import AsyncIterator, Callable
@@ -25,7 +26,7 @@ from runtime.settings import Settings
 
 @dataclass(frozen=True, slots=True)
 class Services:
-    """What a slot holds for all its jobs: connections, settings, and engines loaded on first need."""
+    """What a slot holds for all its jobs: connections, settings, engines loaded on first need."""
 
     settings: Settings
     kinds: KindRegistry
@@ -55,7 +56,9 @@ class Run[P: BaseModel]:
             yield connection
 
     async def spawn(self, connection: Connection, jobs: tuple[NewJob, ...]) -> None:
-        """Enqueue follow-up jobs within a `fenced` transaction; they are announced after the job ends."""
+        """Enqueue follow-up jobs within a `fenced` transaction; they are announced after the job
+        ends.
+        """
         await ledger.enqueue_follow_ups(connection, self.job, jobs, kinds=self.services.kinds)
 
     async def progress(self, done: int, total: int | None, text: str = "") -> None:
@@ -67,9 +70,13 @@ class Run[P: BaseModel]:
         await self.services.live.token(self.job, text)
 
     async def in_thread[T](self, work: Callable[[Callable[[], bool]], T]) -> T:
-        """Run blocking code with a `should_stop` that turns true when the job is cancelled or timed out."""
+        """Run blocking code with a `should_stop` that turns true when the job is cancelled or timed
+        out.
+        """
         try:
-            return await anyio.to_thread.run_sync(partial(work, self.stop.is_set), abandon_on_cancel=False)
+            return await anyio.to_thread.run_sync(
+                partial(work, self.stop.is_set), abandon_on_cancel=False
+            )
         except anyio.get_cancelled_exc_class():
             self.stop.set()
             raise

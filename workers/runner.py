@@ -1,7 +1,8 @@
-"""A slot's loop: claim what there is room for, run it, hand the endings to the recorder, wait for a wake-up.
+"""A slot's loop: claim what there is room for, run it, hand the endings to the recorder, wait for a
+wake-up.
 
-Always one claim statement in the ledger's order, woken or polling. The slot claims until nothing is left, then
-blocks on its pool's queue; while Redis is away it polls.
+Always one claim statement in the ledger's order, woken or polling. The slot claims until nothing is
+left, then blocks on its pool's queue; while Redis is away it polls.
 """
 
 import time
@@ -26,7 +27,8 @@ from workers.recorder import Book, Recorder
 from workers.run import Services
 
 CLAIM_MAX = 500
-# A slot claims at most this much measured work ahead, so that a neighbour is never kept waiting for it.
+# A slot claims at most this much measured work ahead, so that a neighbour is never kept waiting for
+# it.
 AHEAD_S = 0.05
 SMOOTHING = 0.2
 BLOCK_S = 5.0
@@ -50,7 +52,7 @@ class Post:
 
 @dataclass(slots=True)
 class Runner:
-    """Runs one slot until `drain`. All its state is of this process; the ledger's is in Postgres."""
+    """Runs one slot until `drain`. Its state is of this process only; the ledger is in Postgres."""
 
     post: Post
     in_hand: dict[UUID, InHand] = field(default_factory=dict)
@@ -64,9 +66,13 @@ class Runner:
     _job_s: float = AHEAD_S
 
     async def run(self) -> None:
-        """Claim and run until drained and recorded. Raises SlotEnded when the slot was declared dead."""
+        """Claim and run until drained and recorded. Raises SlotEnded when the slot was declared
+        dead.
+        """
         services = self.post.services
-        book = Book(services.postgres, self.post.redis, services.live, services.kinds, self.post.slot_id)
+        book = Book(
+            services.postgres, self.post.redis, services.live, services.kinds, self.post.slot_id
+        )
         recorder = Recorder(book)
         async with anyio.create_task_group() as recording:
             recording.start_soon(recorder.run)
@@ -162,7 +168,7 @@ class Runner:
         self._freed.set()
 
     async def _run_now(self, job: ClaimedJob, kind: Kind, claimed_at: float) -> Ended:
-        """Run a job whose turn has come, unless the slot drains or the job was cancelled meanwhile."""
+        """Run a job whose turn has come, unless the slot drains or the job was cancelled."""
         del self._waiting[job.id]
         waited_s = time.monotonic() - claimed_at
         if job.id in self._cancelled:

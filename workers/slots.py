@@ -1,7 +1,10 @@
-"""The process of one slot: a fresh interpreter, pinned before anything else, that lives as long as its supervisor.
+"""The process of one slot: a fresh interpreter, pinned before anything else, that lives as long as
+its
+supervisor.
 
-Started only by workers/supervisor.py, as `python -m workers.slots CONFIG`, with two inherited descriptors: the
-board it shows its jobs on, and a control socket that carries cancellations and the drain.
+Started only by workers/supervisor.py, as `python -m workers.slots CONFIG`, with two inherited
+descriptors: the board it shows its jobs on, and a control socket that carries cancellations and the
+drain.
 """
 
 import os

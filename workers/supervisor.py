@@ -1,8 +1,8 @@
 """Starts, pins, watches, renews and kills the slots of its pools. Never runs job code.
 
-Its heartbeats vouch for its slots: one counter a slot, bumped whatever the slot is busy with. A slot that
-exits, or that must be killed, is declared dead here at once; the death of this process itself is found by
-the sweepers of others, or by its successor's.
+Its heartbeats vouch for its slots: one counter a slot, bumped whatever the slot is busy with. A
+slot that exits, or that must be killed, is declared dead here at once; the death of this process
+itself is found by the sweepers of others, or by its successor's.
 """
 
 import os
@@ -28,7 +28,9 @@ from runtime.logs import logger
 from runtime.postgres import UNREACHABLE, Pool, open_pool
 from runtime.redis import connect
 from runtime.settings import Settings
+from runtime.version import VERSION
 from workers.board import Board, Started
+from workers.runner import STOP_GRACE_S
 from workers.slots import SlotConfig
 from workers.sweeper import Sweeper
 from workers.topology import SlotPlan, plan_slots, thread_environment
@@ -77,7 +79,9 @@ class Slot:
 class Supervisor:
     """Keeps the slots of some pools of this host alive until told to stop."""
 
-    def __init__(self, settings: Settings, postgres: Pool, redis: Redis, kinds: KindRegistry) -> None:
+    def __init__(
+        self, settings: Settings, postgres: Pool, redis: Redis, kinds: KindRegistry
+    ) -> None:
         self._settings = settings
         self._postgres = postgres
         self._redis = redis
@@ -91,10 +95,13 @@ class Supervisor:
         """Keep one process a plan until SIGTERM or SIGINT, then drain; a second signal kills."""
         async with anyio.create_task_group() as helpers:
             helpers.start_soon(self._obey_signals)
+            helpers.start_soon(self._end_overdue_drain)
             helpers.start_soon(self._beat)
             helpers.start_soon(self._watch)
             helpers.start_soon(self._pass_cancels)
-            helpers.start_soon(Sweeper(self._settings, self._postgres, self._redis, self._kinds).run)
+            helpers.start_soon(
+                Sweeper(self._settings, self._postgres, self._redis, self._kinds).run
+            )
             async with anyio.create_task_group() as keepers:
                 for plan in plans:
                     keepers.start_soon(self._keep, plan)
@@ -121,7 +128,7 @@ class Supervisor:
             pause_s = min(PAUSE_MAX_S, pause_s * 2)
 
     async def _start(self, plan: SlotPlan) -> Slot:
-        kinds = [kind.name for kind in self._kinds.of_pool(plan.pool)]
+        kinds = tuple(kind.name for kind in self._kinds.of_pool(plan.pool))
         async with self._postgres.acquire() as connection:
             slot_id = await slots.register(
                 connection,
@@ -132,10 +139,19 @@ class Supervisor:
                 pid=os.getpid(),
                 cores=plan.cpus,
                 kinds=kinds,
+                version=VERSION,
             )
         slot = await self._spawn(plan, slot_id)
         self._slots[slot_id] = slot
-        log.info("slot_started", slot_id=slot_id, pool=plan.pool, number=plan.number, pid=slot.process.pid)
+        if self._stopping.is_set():
+            slot.order("drain")
+        log.info(
+            "slot_started",
+            slot_id=slot_id,
+            pool=plan.pool,
+            number=plan.number,
+            pid=slot.process.pid,
+        )
         return slot
 
     async def _spawn(self, plan: SlotPlan, slot_id: SlotId) -> Slot:
@@ -181,7 +197,9 @@ class Supervisor:
         log.info("slot_ended", slot_id=slot.slot_id, reason=reason, rescued=rescued.total)
         await dispatch.announce(self._redis, rescued.ready)
 
-    def _endings(self, slot: Slot, started: Sequence[Started]) -> Mapping[UUID, tuple[Token, Ending]]:
+    def _endings(
+        self, slot: Slot, started: Sequence[Started]
+    ) -> Mapping[UUID, tuple[Token, Ending]]:
         """What the kill of this slot decided for single jobs; all others are rescued."""
         now_ns = time.monotonic_ns()
         problem = Problem("timeout", "did not stop at its timeout_s, so its slot was killed")
@@ -205,7 +223,7 @@ class Supervisor:
             await anyio.sleep(self._settings.heartbeat_s)
 
     async def _watch(self) -> None:
-        """Kill slots whose job overstays its deadline or cancellation, or whose loop stands still."""
+        """Kill slots whose job overstays its deadline or cancel, or whose loop stands still."""
         while True:
             for slot in list(self._slots.values()):
                 if (reason := self._overdue(slot)) is not None:
@@ -261,6 +279,14 @@ class Supervisor:
                     self._stopping.set()
                     for slot in self._slots.values():
                         slot.order("drain")
+
+    async def _end_overdue_drain(self) -> None:
+        """A slot whose loop is stuck cannot end its own drain: kill what is left after the grace
+        period.
+        """
+        await self._stopping.wait()
+        await anyio.sleep(self._settings.grace_s + STOP_GRACE_S + 1)
+        self._kill_all("did not drain")
 
     def _kill_all(self, reason: str) -> None:
         for slot in self._slots.values():

@@ -1,6 +1,7 @@
 """Finds what nobody looks after: due jobs, jobs of dead slots, jobs queued but never announced.
 
-No leader: every supervisor runs one, each row is taken with SKIP LOCKED, so any number may run at once.
+No leader: every supervisor runs one, each row is taken with SKIP LOCKED, so any number may run at
+once.
 """
 
 import time
@@ -26,8 +27,9 @@ log = logger("sweeper")
 class DeathWatch:
     """Tells dead slots from an unreachable database by counters read over an unbroken connection.
 
-    A slot is dead when its counter did not move for `dead_after_s` of watching. A lost connection restarts
-    the watch, so that an outage of Postgres, or a pause of this process, is nobody's death.
+    A slot is dead when its counter did not move for `dead_after_s` of watching. A lost connection
+    restarts the watch, so that an outage of Postgres, or a pause of this process, is nobody's
+    death.
     """
 
     dead_after_s: float
@@ -58,7 +60,9 @@ class DeathWatch:
 class Sweeper:
     """Sweeps every `sweep_s`; an outage of Postgres is waited out."""
 
-    def __init__(self, settings: Settings, postgres: Pool, redis: Redis, kinds: KindRegistry) -> None:
+    def __init__(
+        self, settings: Settings, postgres: Pool, redis: Redis, kinds: KindRegistry
+    ) -> None:
         self._settings = settings
         self._postgres = postgres
         self._redis = redis
@@ -90,7 +94,8 @@ class Sweeper:
 
     async def _promote(self, connection: Connection) -> None:
         """Queue scheduled jobs whose time has come, cancel those whose time is over."""
-        await ledger.expire(connection, PROMOTE_MAX)
+        expired = await ledger.expire(connection, PROMOTE_MAX)
+        await dispatch.announce(self._redis, expired.ready)
         ready = await ledger.promote_due(connection, PROMOTE_MAX)
         await dispatch.announce(self._redis, ready)
 

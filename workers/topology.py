@@ -1,7 +1,9 @@
-"""Which cpus each slot is pinned to: the same answer in every process of a host, from settings alone.
+"""Which cpus each slot is pinned to: the same answer in every process of a host, from settings
+alone.
 
-Cpus come from this process's affinity (so a container's cpuset counts), physical cores first and siblings
-together, so that two busy slots share a core's hardware threads only when cores have run out.
+Cpus come from this process's affinity (so a container's cpuset counts), physical cores first and
+siblings together, so that two busy slots share a core's hardware threads only when cores have run
+out.
 """
 
 import os
@@ -23,7 +25,9 @@ class SlotPlan:
     cpus: tuple[int, ...]
 
 
-def plan_slots(pools: Mapping[str, PoolSpec], cpus: Sequence[int] | None = None) -> tuple[SlotPlan, ...]:
+def plan_slots(
+    pools: Mapping[str, PoolSpec], cpus: Sequence[int] | None = None
+) -> tuple[SlotPlan, ...]:
     """Deal cpus to all slots of all pools, round robin in `cpus` order (default: `usable_cpus()`).
 
     A pool that names its cpus deals from those. More threads than cpus are cut to what is there.
@@ -37,14 +41,18 @@ def plan_slots(pools: Mapping[str, PoolSpec], cpus: Sequence[int] | None = None)
         for number in range(spec.slots):
             width = min(spec.cores, len(own))
             first = start + number * width
-            plans.append(SlotPlan(pool, number, tuple(sorted(own[(first + i) % len(own)] for i in range(width)))))
+            plans.append(
+                SlotPlan(
+                    pool, number, tuple(sorted(own[(first + i) % len(own)] for i in range(width)))
+                )
+            )
         if not spec.cpus:
             cursor += spec.slots * min(spec.cores, len(own))
     return tuple(plans)
 
 
 def usable_cpus() -> tuple[int, ...]:
-    """The cpus this process may use: one hardware thread of each core first, then their siblings."""
+    """The cpus this process may use: one hardware thread of each core first, then siblings."""
     allowed = sorted(os.sched_getaffinity(0))
     rank = {cpu: _siblings(cpu).index(cpu) for cpu in allowed}
     return tuple(sorted(allowed, key=lambda cpu: (rank[cpu], cpu)))
