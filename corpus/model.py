@@ -169,18 +169,6 @@ class IndexState:
 
 
 @dataclass(frozen=True, slots=True)
-class NewSegment:
-    """A segment whose file is on disk and fsynced, not yet registered."""
-
-    id: UUID
-    low_gen: int
-    high_gen: int
-    vectors: int
-    file_name: str
-    checksum: str
-
-
-@dataclass(frozen=True, slots=True)
 class StoredVectors:
     """Vectors read back: ids and the float32 bytes of each."""
 

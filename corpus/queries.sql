@@ -120,6 +120,12 @@ JOIN versions v ON v.document_id = d.id AND v.number = d.version
 JOIN contents t ON t.id = v.content_id
 WHERE d.collection_id = $1 AND d.id = ANY($2::uuid[]) AND d.deleted_at IS NULL;
 
+-- name: drop_misfits
+-- An unfinished edition of another length was cut by another splitter under the same name: it could never complete.
+DELETE FROM editions e USING unnest($2::uuid[], $3::int[], $4::int[]) AS n (document_id, version, chunks)
+WHERE e.document_id = n.document_id AND e.version = n.version AND e.chunker = $1
+  AND e.completed_at IS NULL AND e.chunks <> n.chunks;
+
 -- name: begin_editions
 -- One edition a version and chunker, whoever begins it. Ordered, so that two who begin the same do not deadlock.
 INSERT INTO editions (collection_id, document_id, version, chunker, chunks)
@@ -140,7 +146,7 @@ JOIN editions e ON e.document_id = n.document_id AND e.version = n.version AND e
 -- What is there already is left as it is: the same version, chunker and model give the same chunk.
 INSERT INTO chunks (id, edition_id, ordinal, start_at, end_at, heading, tsv, vector)
 SELECT n.id, n.edition_id, n.ordinal, n.start_at, n.end_at, n.heading,
-       to_tsvector('english', n.words) || array_to_tsvector(ARRAY['#' || $1::bigint]), n.vector
+       to_tsvector('simple', n.words) || array_to_tsvector(ARRAY['#' || $1::bigint]), n.vector
 FROM unnest($2::uuid[], $3::bigint[], $4::int[], $5::int[], $6::int[], $7::text[], $8::text[], $9::bytea[])
      AS n (id, edition_id, ordinal, start_at, end_at, heading, words, vector)
 ORDER BY n.edition_id, n.ordinal
@@ -221,22 +227,86 @@ SELECT coalesce(sum(e.chunks), 0)::bigint FROM editions e
 WHERE e.collection_id = $1 AND ($2::uuid[] IS NULL OR e.document_id = ANY($2))
   AND e.born_gen IS NOT NULL AND e.died_gen IS NULL;
 
--- name: collection_of
-SELECT tenant_id, name FROM collections WHERE id = $1 AND deleted_at IS NULL;
+-- name: dead_vectors
+SELECT c.vector_id FROM editions e JOIN chunks c ON c.edition_id = e.id
+WHERE e.collection_id = $1 AND e.died_gen > $2 AND e.died_gen <= $3;
 
 -- name: query_lexemes
--- The words of a query as the index knows them, with how many chunks of the collection have each, counted up to
--- a bound: beyond it a word is common, and how common does not matter.
-SELECT w.lexeme, n.chunks
-FROM unnest(to_tsvector('english', $2)) AS w
+-- The words of a query as the index has them.
+SELECT lexeme FROM unnest(to_tsvector('simple', $1)) LIMIT $2;
+
+-- name: count_lexemes
+-- How many chunks have each word, counted up to a bound: beyond it a word is common, and how common matters little.
+SELECT n.chunks FROM unnest($1::text[]) WITH ORDINALITY AS w (query, place)
 CROSS JOIN LATERAL (
-    SELECT count(*) AS chunks FROM (
-        SELECT FROM chunks
-        WHERE tsv @@ (('''#' || $1::bigint || '''')::tsquery && quote_lexeme(w.lexeme))
-        LIMIT $3
-    ) AS some
+    SELECT count(*) AS chunks FROM (SELECT FROM chunks WHERE tsv @@ w.query::tsquery LIMIT $2) AS found
 ) n
-ORDER BY n.chunks, w.lexeme LIMIT $4;
+ORDER BY w.place;
+
+-- name: text_candidates
+-- The best chunks by their words: $4 are the words, $5 their weights (inverse document frequency). ts_rank of one word
+-- grows with its frequency and saturates, as BM25's does. MATERIALIZED, so that the match comes first whatever the
+-- statistics say.
+WITH matched AS MATERIALIZED (
+    SELECT vector_id, edition_id, tsv FROM chunks WHERE tsv @@ $3::tsquery LIMIT $6
+)
+SELECT m.vector_id
+FROM matched m
+JOIN editions e ON e.id = m.edition_id
+JOIN documents d ON d.id = e.document_id
+CROSS JOIN LATERAL (
+    SELECT sum(w.weight * ts_rank(m.tsv, w.query::tsquery)) AS score
+    FROM unnest($4::text[], $5::float8[]) AS w (query, weight)
+) s
+WHERE e.collection_id = $1 AND e.born_gen <= $2 AND (e.died_gen IS NULL OR e.died_gen > $2) AND d.deleted_at IS NULL
+  AND ($8::uuid[] IS NULL OR d.id = ANY($8)) AND ($9::text IS NULL OR starts_with(d.url, $9))
+  AND ($10::text[] IS NULL OR d.tags @> $10)
+ORDER BY s.score DESC, m.vector_id LIMIT $7;
+
+-- name: score_candidates
+-- What is left of both legs' candidates in the pinned generation, with the text score of each, and the vectors of
+-- those ($6) whose similarity is not known yet. Here a deleted document falls out, whatever the index still holds.
+WITH named AS MATERIALIZED (
+    SELECT vector_id, edition_id, tsv, CASE WHEN vector_id = ANY($6::bigint[]) THEN vector END AS vector
+    FROM chunks WHERE vector_id = ANY($3::bigint[])
+)
+SELECT n.vector_id, n.vector, s.score
+FROM named n
+JOIN editions e ON e.id = n.edition_id
+JOIN documents d ON d.id = e.document_id
+CROSS JOIN LATERAL (
+    SELECT coalesce(sum(w.weight * ts_rank(n.tsv, w.query::tsquery)), 0) AS score
+    FROM unnest($4::text[], $5::float8[]) AS w (query, weight)
+) s
+WHERE e.collection_id = $1 AND e.born_gen <= $2 AND (e.died_gen IS NULL OR e.died_gen > $2) AND d.deleted_at IS NULL
+  AND ($7::uuid[] IS NULL OR d.id = ANY($7)) AND ($8::text IS NULL OR starts_with(d.url, $8))
+  AND ($9::text[] IS NULL OR d.tags @> $9);
+
+-- name: allowed_vectors
+-- The chunks that a filter leaves, so that a narrow one is not lost among the index's best.
+SELECT c.vector_id
+FROM documents d
+JOIN editions e ON e.document_id = d.id
+JOIN chunks c ON c.edition_id = e.id
+WHERE d.collection_id = $1 AND e.born_gen <= $2 AND (e.died_gen IS NULL OR e.died_gen > $2) AND d.deleted_at IS NULL
+  AND ($3::uuid[] IS NULL OR d.id = ANY($3)) AND ($4::text IS NULL OR starts_with(d.url, $4))
+  AND ($5::text[] IS NULL OR d.tags @> $5)
+LIMIT $6;
+
+-- name: read_hits
+-- The passages themselves, checked once more against deletions.
+WITH named AS MATERIALIZED (
+    SELECT vector_id, id, edition_id, start_at, end_at, heading FROM chunks WHERE vector_id = ANY($3::bigint[])
+)
+SELECT n.vector_id, n.id, n.start_at, n.end_at, n.heading,
+       substr(t.text, n.start_at + 1, n.end_at - n.start_at) AS text,
+       d.id AS document_id, d.url, coalesce(v.title, d.title) AS title
+FROM named n
+JOIN editions e ON e.id = n.edition_id
+JOIN documents d ON d.id = e.document_id
+JOIN versions v ON v.document_id = e.document_id AND v.number = e.version
+JOIN contents t ON t.id = v.content_id
+WHERE e.collection_id = $1 AND e.born_gen <= $2 AND (e.died_gen IS NULL OR e.died_gen > $2) AND d.deleted_at IS NULL;
 
 -- name: delete_document
 -- Hidden from the commit on: every search joins this row. What hangs on it is purged later.
@@ -267,3 +337,106 @@ DELETE FROM uploads WHERE tenant_id = $1 AND id = $2;
 
 -- name: expire_uploads
 DELETE FROM uploads WHERE created_at < now() - make_interval(secs => $1) RETURNING id;
+
+-- name: purge_editions
+-- Chunks that no search can still be reading: dead for longer than any search takes, or passed over by a newer version.
+DELETE FROM editions WHERE id IN (
+    SELECT id FROM editions WHERE died_at < now() - make_interval(secs => $1)
+    UNION ALL
+    SELECT o.id FROM editions o
+    JOIN editions s ON s.document_id = o.document_id AND s.born_gen IS NOT NULL AND (s.version, s.id) > (o.version, o.id)
+    WHERE o.born_gen IS NULL AND o.created_at < now() - make_interval(secs => $1)
+    LIMIT $2)
+RETURNING id;
+
+-- name: purge_documents
+DELETE FROM documents WHERE id IN (
+    SELECT id FROM documents WHERE deleted_at < now() - make_interval(secs => $1) LIMIT $2)
+RETURNING id;
+
+-- name: purge_collections
+-- Only empty ones: their documents went first, in portions.
+DELETE FROM collections c WHERE c.deleted_at < now() - make_interval(secs => $1)
+  AND NOT EXISTS (SELECT FROM documents d WHERE d.collection_id = c.id)
+RETURNING c.id;
+
+-- name: purge_versions
+-- History is kept to the newest $1 versions of a document; what a search shows stays whatever its age.
+DELETE FROM versions v USING documents d
+WHERE d.id = v.document_id AND d.version > $1 AND v.number <= d.version - $1
+  AND NOT EXISTS (
+      SELECT FROM editions e
+      WHERE e.document_id = v.document_id AND e.version = v.number AND e.born_gen IS NOT NULL
+        AND (e.died_gen IS NULL OR e.died_at > now() - make_interval(secs => $2)))
+RETURNING v.number;
+
+-- name: purge_contents
+-- A text that no version has. One that was touched lately may be about to get a version in a transaction not seen here.
+DELETE FROM contents t WHERE t.touched_at < now() - make_interval(secs => $1)
+  AND NOT EXISTS (SELECT FROM versions v WHERE v.content_id = t.id)
+RETURNING t.id;
+
+-- name: purge_segments
+DELETE FROM segments WHERE retired_at < now() - make_interval(secs => $1) RETURNING id;
+
+-- name: unsegmented_editions
+-- Audit: shown editions whose chunks lie in no live segment, or in more than one.
+SELECT e.id, count(s.id) AS segments
+FROM editions e
+LEFT JOIN segments s ON s.collection_id = e.collection_id AND s.retired_at IS NULL
+    AND e.born_gen > s.low_gen AND e.born_gen <= s.high_gen
+WHERE e.collection_id = $1 AND e.born_gen IS NOT NULL AND e.died_gen IS NULL AND e.chunks > 0
+GROUP BY e.id HAVING count(s.id) <> 1
+LIMIT $2;
+
+-- name: broken_editions
+-- Audit: shown or complete editions that have lost chunks, or vectors of a wrong length.
+SELECT e.id FROM editions e JOIN collections k ON k.id = e.collection_id
+LEFT JOIN chunks c ON c.edition_id = e.id AND octet_length(c.vector) = 4 * k.dimensions
+WHERE e.collection_id = $1 AND e.completed_at IS NOT NULL
+GROUP BY e.id HAVING count(c.id) <> e.chunks
+LIMIT $2;
+
+-- name: future_editions
+-- Audit: editions of a generation that the collection has not reached, and segments of one.
+SELECT e.id FROM editions e JOIN collections k ON k.id = e.collection_id
+WHERE e.collection_id = $1 AND greatest(e.born_gen, e.died_gen) > k.generation
+LIMIT $2;
+
+-- name: overlapping_segments
+SELECT a.id FROM segments a JOIN segments b ON b.collection_id = a.collection_id AND b.id <> a.id
+    AND a.low_gen < b.high_gen AND b.low_gen < a.high_gen
+WHERE a.collection_id = $1 AND a.retired_at IS NULL AND b.retired_at IS NULL
+LIMIT $2;
+
+-- name: shown_vectors
+-- Audit: what an index at this generation must be able to find.
+SELECT c.vector_id FROM editions e
+JOIN documents d ON d.id = e.document_id AND d.deleted_at IS NULL
+JOIN chunks c ON c.edition_id = e.id
+WHERE e.collection_id = $1 AND e.born_gen <= $2 AND (e.died_gen IS NULL OR e.died_gen > $2)
+ORDER BY c.vector_id;
+
+-- name: register_search_server
+INSERT INTO search_servers (id, node_id, url, host, pid) VALUES ($1, $2, $3, $4, $5);
+
+-- name: beat_search_server
+UPDATE search_servers SET beat_at = clock_timestamp() WHERE id = $1 RETURNING id;
+
+-- name: leave_search_server
+DELETE FROM search_servers WHERE id = $1;
+
+-- name: live_search_servers
+-- The caller's own node first, then the one that was heard last.
+SELECT id, node_id, url FROM search_servers
+WHERE beat_at > clock_timestamp() - make_interval(secs => $2)
+ORDER BY node_id <> $1, beat_at DESC LIMIT $3;
+
+-- name: purge_search_servers
+DELETE FROM search_servers WHERE beat_at < clock_timestamp() - make_interval(secs => $1) RETURNING id;
+
+-- name: make_secret
+INSERT INTO internal_secrets (name, secret) VALUES ($1, $2) ON CONFLICT (name) DO NOTHING;
+
+-- name: read_secret
+SELECT secret FROM internal_secrets WHERE name = $1;
