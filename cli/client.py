@@ -148,7 +148,7 @@ class Api:
             yield
         except httpx.TransportError as error:
             message = (
-                f"no API answers at {self.url} ({error or type(error).__name__}): "
+                f"no API answers at {self.url} ({str(error) or type(error).__name__}): "
                 "start it with `xnai up`, or set XNAI_API_URL"
             )
             raise ApiNotReachable(message) from error

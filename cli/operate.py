@@ -114,10 +114,9 @@ def create_schedule(
         job = {"kind": kind, "payload": json.loads(payload)}
     except ValueError as error:
         raise typer.BadParameter(f"the payload is no JSON: {error}") from error
-    body = {"name": name, "job": job, "timezone": timezone}
-    body |= {
-        key: value for key, value in (("cron", cron), ("every_s", every_s)) if value is not None
-    }
+    body: Document = {"name": name, "job": job, "timezone": timezone}
+    body |= {"cron": cron} if cron is not None else {}
+    body |= {"every_s": every_s} if every_s is not None else {}
     _act(context, "/v1/schedules", body, as_json=as_json)
 
 

@@ -6,7 +6,7 @@ memory and the time of a parser and a table printer that it never uses.
 """
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 
 import anyio
@@ -27,7 +27,7 @@ def run_role(role: str, arguments: Sequence[str], settings: Settings) -> None:
     anyio.run(_entry(role, arguments, settings), backend_options={"use_uvloop": True})
 
 
-def _entry(role: str, arguments: Sequence[str], settings: Settings) -> Callable[[], object]:
+def _entry(role: str, arguments: Sequence[str], settings: Settings) -> Callable[[], Awaitable[None]]:
     """The role's async function; imported here, so that each process loads only its own."""
     match role:
         case "api":

@@ -7,7 +7,6 @@ as that.
 """
 
 import random
-from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from math import inf
 
@@ -46,11 +45,8 @@ class Recorder:
     committed.
     """
 
-    def __init__(
-        self, book: Book, on_recorded: Callable[[int], Awaitable[None]] | None = None
-    ) -> None:
+    def __init__(self, book: Book) -> None:
         self._book = book
-        self._on_recorded = on_recorded
         self._send, self._receive = anyio.create_memory_object_stream[Ended](inf)
         # Jitter of retries only.
         self._rng = random.Random()  # noqa: S311
@@ -80,7 +76,8 @@ class Recorder:
 
     async def _commit(self, batch: list[Ended]) -> None:
         """Record a batch, waiting out an outage; then announce and nudge, both after the commit."""
-        while True:
+        recorded = None
+        while recorded is None:
             try:
                 async with self._book.postgres.acquire() as connection:
                     recorded = await ledger.record(
@@ -88,7 +85,6 @@ class Recorder:
                     )
                     if recorded.batches:
                         await batches.finish_due(connection, recorded.batches)
-                break
             except UNREACHABLE as error:
                 log.warning("record_waits", jobs=len(batch), error=str(error))
                 await anyio.sleep(RETRY_PAUSE_S)
@@ -103,11 +99,9 @@ class Recorder:
         for ended in batch:
             by_tenant.setdefault(ended.job.tenant_id, []).append(ended)
         for tenant_id, own in by_tenant.items():
-            batches = {ended.job.batch_id for ended in own if ended.job.batch_id is not None}
+            touched = {ended.job.batch_id for ended in own if ended.job.batch_id is not None}
             ids = {job_id for ended in own for job_id in (ended.job.id, *ended.job.lineage)}
-            await self._book.live.changed(tenant_id, ids, batches)
-        if self._on_recorded is not None:
-            await self._on_recorded(len(batch))
+            await self._book.live.changed(tenant_id, ids, touched)
 
 
 __all__ = ["Book", "Recorder", "SlotEnded"]

@@ -85,6 +85,7 @@ async def _run(settings: Settings, config: SlotConfig) -> int:
     async with _post(settings, config) as post:
         runner = Runner(post)
         control = await UNIXSocketStream.from_socket(socket.socket(fileno=config.control_fd))
+        code = EXIT_DONE
         try:
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(_obey, control, runner, settings)
@@ -92,8 +93,8 @@ async def _run(settings: Settings, config: SlotConfig) -> int:
                 await runner.run()
                 tasks.cancel_scope.cancel()
         except* SlotEnded:
-            return EXIT_ENDED
-    return EXIT_DONE
+            code = EXIT_ENDED
+    return code
 
 
 @asynccontextmanager

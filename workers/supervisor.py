@@ -175,7 +175,8 @@ class Supervisor:
         """Declare a dead slot dead and put its jobs back, however long Postgres takes to answer."""
         started = slot.board.read()
         reason = slot.killed_for or f"exit {slot.process.returncode}"
-        while True:
+        rescued = None
+        while rescued is None:
             try:
                 async with self._postgres.acquire() as connection:
                     await slots.end(connection, slot.slot_id, reason)
@@ -186,7 +187,6 @@ class Supervisor:
                     endings=self._endings(slot, started),
                     kinds=self._kinds,
                 )
-                break
             except UNREACHABLE as error:
                 log.warning("rescue_waits", slot_id=slot.slot_id, error=str(error))
                 await anyio.sleep(self._settings.poll_s)
