@@ -146,7 +146,7 @@ class XllamacppModel:
 
 
 class _Listener:
-    """Hears the chunks of one completion, and keeps what a callback raises: the library drops it."""
+    """Hears the chunks of one completion; keeps what a callback raises, the library drops it."""
 
     def __init__(self, stream: TextStream, should_stop: ShouldStop) -> None:
         self.stream = stream

@@ -14,7 +14,7 @@ type Span = tuple[int, int]
 # Bounded repeats only: on a line of ten million dots every position costs the same.
 END = re.compile(r"""[.!?…]["'”’»)\]]{0,4}(?=\s)|[。！？｡][”』」）]{0,4}""")  # noqa: RUF001
 ABBREVIATION = re.compile(
-    r"(?:^|[\s(])(?:\w|e\.g|i\.e|z\.B|Dr|Mr|Mrs|Ms|Prof|St|No|Nr|Fig|vs|etc|cf|approx)\.$"
+    r"(?:^|[\s(])(?:[A-Z]|e\.g|i\.e|z\.B|Dr|Mr|Mrs|Ms|Prof|St|No|Nr|Fig|vs|etc|cf|approx)\.$"
 )
 LOOK_BACK = 10
 # Nothing is gained by cutting between shorter ones, and hostile text has millions of them.
