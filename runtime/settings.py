@@ -144,6 +144,12 @@ class Settings(BaseSettings):
     api_connections: int = Field(
         10, ge=2, le=200, description="Connections to Postgres of one API process."
     )
+    backlog_max: int = Field(
+        1_000_000,
+        ge=1,
+        le=100_000_000,
+        description="Jobs that may wait in one pool; beyond it the API answers 429.",
+    )
 
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="Least severe level that is logged."
