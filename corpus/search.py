@@ -1,4 +1,4 @@
-"""What a search asks and answers, between its callers (API, generate handler) and the search role."""
+"""What a search asks and answers: the words between its callers and the search role."""
 
 from typing import Annotated, Literal
 from uuid import UUID

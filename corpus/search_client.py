@@ -63,24 +63,24 @@ class SearchClient:
 
     async def _ask(self, url: str, content: bytes, problems: list[str]) -> httpx.Response | None:
         """One process's answer, or None with a line in `problems` when another should be asked."""
-        for is_fresh in (False, True):
-            if self._secret is None or is_fresh:
-                self._secret = await search_servers.secret(self._pool)
-            headers = {
-                "authorization": f"Bearer {self._secret}",
-                "content-type": "application/json",
-            }
-            try:
-                answer = await self._http.post(url + SEARCH_PATH, content=content, headers=headers)
-            except httpx.TransportError as error:
-                problems.append(f"{url}: {error or type(error).__name__}")
-                return None
-            if answer.status_code != httpx.codes.UNAUTHORIZED:
-                break
+        try:
+            answer = await self._post(url, content)
+            if answer.status_code == httpx.codes.UNAUTHORIZED:
+                self._secret = None
+                answer = await self._post(url, content)
+        except httpx.TransportError as error:
+            problems.append(f"{url}: {str(error) or type(error).__name__}")
+            return None
         if answer.is_server_error or answer.status_code == httpx.codes.UNAUTHORIZED:
             problems.append(f"{url}: {answer.status_code} {_detail(answer)[1]}")
             return None
         return answer
+
+    async def _post(self, url: str, content: bytes) -> httpx.Response:
+        if self._secret is None:
+            self._secret = await search_servers.secret(self._pool)
+        headers = {"authorization": f"Bearer {self._secret}", "content-type": "application/json"}
+        return await self._http.post(url + SEARCH_PATH, content=content, headers=headers)
 
 
 def _understood(answer: httpx.Response, request: SearchRequest) -> SearchResponse:
