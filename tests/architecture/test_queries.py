@@ -1,0 +1,44 @@
+"""Every statement is valid against the migrated schema, and every statement is used."""
+
+import re
+
+import asyncpg
+import pytest
+
+from runtime.sql import load_queries
+from tests.support.repository import PACKAGES, ROOT, sources
+
+pytestmark = pytest.mark.anyio
+
+OWNERS = [package for package in PACKAGES if (ROOT / package / "queries.sql").exists()]
+
+
+@pytest.mark.parametrize("package", OWNERS)
+async def test_queries_prepare_against_the_schema(
+    package: str, connection: "asyncpg.Connection[asyncpg.Record]"
+) -> None:
+    refused = {}
+    for name, statement in load_queries(package).items():
+        try:
+            await connection.prepare(statement)
+        except asyncpg.PostgresError as error:
+            refused[name] = str(error)
+    assert refused == {}
+
+
+@pytest.mark.parametrize("package", OWNERS)
+def test_no_query_is_unused(package: str) -> None:
+    text = "".join(path.read_text() for path in sources(package))
+    unused = [name for name in load_queries(package) if f'"{name}"' not in text]
+    assert unused == []
+
+
+def test_no_sql_outside_queries_files() -> None:
+    """The migration runner alone sends other text: the migrations themselves."""
+    statement = re.compile(r"\.(execute|fetch|fetchrow|fetchval|executemany|prepare)\(\s*f?[\"']")
+    offenders = [
+        f"{path.relative_to(ROOT)}: {match[0]}"
+        for path in sources()
+        for match in statement.finditer(path.read_text())
+    ]
+    assert offenders == []
