@@ -1,7 +1,7 @@
 """What a crawl takes and what it gives: requests, pages, outcomes and the reasons of failures."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 from typing import Literal
@@ -143,4 +143,3 @@ class CrawlReport:
     failures: tuple[Failure, ...] = ()
     failures_omitted: int = 0
     duplicates: int = 0
-    robots: Mapping[str, str] = field(default_factory=dict)
