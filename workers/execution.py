@@ -93,7 +93,9 @@ async def execute(in_hand: InHand) -> Ending:
 
 
 def _classify(error: Exception, in_hand: InHand) -> Ending:  # noqa: PLR0911 - one answer a case
-    """What an exception of a handler means for its job."""
+    """What an exception of a handler means for its job; a group of one is that one."""
+    while isinstance(error, ExceptionGroup) and len(error.exceptions) == 1:
+        error = error.exceptions[0]
     match error:
         case Cancel():
             return Cancelled(error.reason)
@@ -118,8 +120,8 @@ def _classify(error: Exception, in_hand: InHand) -> Ending:  # noqa: PLR0911 - o
 
 
 def _error_type(error: Exception) -> str:
-    """A stable word: the error's own `type`, or its class name."""
-    own = getattr(error, "type", None)
+    """A stable word: the error's own `type` or `code`, or its class name."""
+    own = getattr(error, "type", None) or getattr(error, "code", None)
     return own if isinstance(own, str) else type(error).__name__
 
 

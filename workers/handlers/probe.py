@@ -14,7 +14,9 @@ from workers.run import Run
 
 
 async def handle(run: Run[ProbePayload]) -> JsonObject:
-    """Sleep, burn CPU, then end as the payload says; `hang` never returns and `crash` kills the slot."""
+    """Sleep, burn CPU, then end as the payload says; `hang` never returns and `crash` kills the
+    slot.
+    """
     payload = run.payload
     if payload.sleep_s:
         await anyio.sleep(payload.sleep_s)
