@@ -3,8 +3,12 @@
 from collections.abc import Sequence
 from uuid import UUID
 
+from jobs.errors import SlotEnded, StaleToken
 from jobs.model import ClaimedJob, SlotId, Token
 from runtime.postgres import Connection
+from runtime.sql import load_queries
+
+QUERIES = load_queries("jobs")
 
 
 async def claim(
@@ -18,12 +22,48 @@ async def claim(
 ) -> list[ClaimedJob]:
     """Take up to `limit` jobs of these kinds in ledger order; one statement, commits by itself.
 
-    `alone_ok` says that the slot has nothing else in hand: it may then be given one suspect, and nothing
-    beside it (`ClaimedJob.alone`). Empty while the pool is paused. Raises SlotEnded for a dead slot.
+    `alone_ok` says that the slot has nothing else in hand: it may then be given one suspect, and
+    nothing beside it (`ClaimedJob.alone`). Empty while the pool is paused. Raises SlotEnded for a
+    dead slot.
     """
-    raise NotImplementedError
+    rows = await connection.fetch(QUERIES["claim"], slot_id, pool, kinds, limit, alone_ok)
+    if not rows:
+        message = f"slot {slot_id} was declared dead: it must stop and be started again"
+        raise SlotEnded(message)
+    if rows[0][0] is None:
+        return []
+    jobs = []
+    # By position: this loop is half of what a claim costs here.
+    for (
+        job_id, tenant_id, kind, payload, token, attempt, max_attempts, failures, losses,
+        timeout_s, claimed_at, batch_id, parent_id, lineage, alone,
+    ) in rows:  # fmt: skip
+        jobs.append(
+            ClaimedJob(
+                job_id,
+                tenant_id,
+                kind,
+                pool,
+                payload,
+                token,
+                attempt,
+                max_attempts,
+                failures,
+                losses,
+                timeout_s,
+                claimed_at,
+                batch_id,
+                parent_id,
+                tuple(lineage),
+                alone,
+                slot_id,
+            )  # fmt: skip
+        )
+    return jobs
 
 
 async def assert_held(connection: Connection, job_id: UUID, token: Token) -> None:
     """Lock the attempt's hold until the caller's transaction ends; raise StaleToken when it is lost."""
-    raise NotImplementedError
+    if await connection.fetchval(QUERIES["assert_held"], job_id, token) is None:
+        message = f"job {job_id} is no longer held by token {token}: stop, another attempt has it"
+        raise StaleToken(message)

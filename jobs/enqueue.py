@@ -1,14 +1,44 @@
 """Accepts jobs: set-based, all or nothing. Knows nothing of HTTP and announces nothing."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
+from itertools import batched
 from uuid import UUID
 
+from jobs import dependencies, permits, uniqueness
+from jobs.aftermath import Aftermath, Verdict
+from jobs.counts import NO_SLOT
+from jobs.errors import Cancel, JobsRefused, Refusal
+from jobs.intake import Entry, check
 from jobs.kinds import KindRegistry
-from jobs.model import Accepted, ClaimedJob, NewJob, TenantId
+from jobs.model import Accepted, ClaimedJob, NewJob, SlotId, TenantId
+from jobs.states import JobState
+from jobs.transactions import joined
 from runtime.postgres import Connection
+from runtime.sql import load_queries
+
+QUERIES = load_queries("jobs")
 
 DEFAULT_AGEING_S = 60.0
+ROWS_A_STATEMENT = 5000
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """What all jobs of one call share."""
+
+    tenant_id: TenantId
+    batch_id: UUID | None = None
+    lineage: tuple[UUID, ...] = ()
+    writer: SlotId = NO_SLOT
+    now: datetime | None = None
+    ageing_s: float = DEFAULT_AGEING_S
+
+    @property
+    def follow_up(self) -> bool:
+        """Whether another job creates these."""
+        return bool(self.lineage)
 
 
 async def enqueue(
@@ -26,7 +56,18 @@ async def enqueue(
     A job whose `unique` key is taken answers with the holder of the key (`deduplicated`). Raises
     JobsRefused, which names every invalid job by its position. Announce by pool after the commit.
     """
-    raise NotImplementedError
+    origin = Origin(tenant_id, batch_id, now=now, ageing_s=ageing_s)
+    entries = check(jobs, kinds)
+    # Plain jobs are one statement, which needs no transaction around it.
+    is_plain = batch_id is None and len(entries) <= ROWS_A_STATEMENT
+    if is_plain and all(_is_plain(job) for job in jobs):
+        return await _accept(connection, origin, entries)
+    async with joined(connection):
+        return await _accept(connection, origin, entries)
+
+
+def _is_plain(job: NewJob) -> bool:
+    return not (job.unique or job.concurrency_key or job.depends_on)
 
 
 async def enqueue_follow_ups(
@@ -40,6 +81,140 @@ async def enqueue_follow_ups(
 ) -> list[Accepted]:
     """Accept jobs that `parent` creates, in a transaction that has already asserted its token.
 
-    They inherit tenant and batch, and keep every ancestor unsettled until they end.
+    They inherit tenant and batch, and keep every ancestor unsettled until they end. Raises Cancel when
+    somebody asked to cancel the parent, since what it creates would have to be cancelled with it.
     """
-    raise NotImplementedError
+    if not jobs:
+        return []
+    lineage = (*parent.lineage, parent.id)
+    origin = Origin(parent.tenant_id, parent.batch_id, lineage, parent.slot_id, now, ageing_s)
+    entries = check(jobs, kinds)
+    if await connection.fetchval(QUERIES["mark_family"], parent.id) is not None:
+        reason = "cancelled by request"
+        raise Cancel(reason)
+    return await _accept(connection, origin, entries)
+
+
+async def _accept(connection: Connection, origin: Origin, entries: list[Entry]) -> list[Accepted]:
+    """Lock in the ledger's order: parents, families, keys; then write, and count last."""
+    await _check_custom_ids(connection, origin, entries)
+    parents = await dependencies.lock_parents(
+        connection, origin.tenant_id, origin.batch_id, entries
+    )
+    new = await uniqueness.take(connection, origin.tenant_id, entries, origin.now)
+    await dependencies.follow_duplicates(connection, origin.tenant_id, entries, parents)
+    if origin.follow_up and new:
+        await connection.execute(
+            QUERIES["add_to_families"], list(origin.lineage), origin.tenant_id, len(new)
+        )
+    placing = _Placing(connection, origin, parents)
+    await placing.insert(new)
+    known = await uniqueness.holders(connection, origin.tenant_id, entries)
+    return [_answer(entry, placing.states, known) for entry in entries]
+
+
+async def _check_custom_ids(
+    connection: Connection, origin: Origin, entries: Sequence[Entry]
+) -> None:
+    by_name = {entry.job.custom_id: entry for entry in entries if entry.job.custom_id is not None}
+    if origin.batch_id is None or origin.follow_up or not by_name:
+        return
+    rows = await connection.fetch(QUERIES["find_custom_ids"], origin.batch_id, list(by_name))
+    detail = "names a job of an earlier part already: custom_ids are unique in a batch"
+    refusals = [
+        Refusal(by_name[row["custom_id"]].position, "/custom_id", f"{row['custom_id']!r} {detail}")
+        for row in rows
+    ]
+    if refusals:
+        raise JobsRefused(tuple(sorted(refusals, key=lambda refusal: refusal.position)))
+
+
+def _answer(entry: Entry, states: dict[UUID, JobState], known: dict[UUID, Accepted]) -> Accepted:
+    if entry.duplicate_of is not None and entry.duplicate_of in known:
+        return known[entry.duplicate_of]
+    state = states.get(entry.id, JobState.QUEUED)
+    return Accepted(entry.id, entry.kind.name, entry.kind.pool, state)
+
+
+@dataclass(slots=True)
+class _Placing:
+    """Writes the new jobs and finds out where each stands. `states` holds those not simply queued."""
+
+    connection: Connection
+    origin: Origin
+    parents: dependencies.Parents
+    states: dict[UUID, JobState] = field(default_factory=dict)
+
+    async def insert(self, entries: Sequence[Entry]) -> None:
+        origin = self.origin
+        aftermath = Aftermath(self.connection, origin.writer, origin.now)
+        aftermath.deltas.add(origin.batch_id, "total", len(entries), follow_up=origin.follow_up)
+        for chunk in batched(entries, ROWS_A_STATEMENT):
+            await self._insert_chunk(chunk, aftermath)
+        if aftermath.released:
+            await permits.make_limits(self.connection, aftermath.released)
+        await self._meet_parents(entries, aftermath)
+        for ids in aftermath.ready.values():
+            self.states.update(dict.fromkeys(ids, JobState.QUEUED))
+
+    async def _insert_chunk(self, chunk: Sequence[Entry], aftermath: Aftermath) -> None:
+        origin = self.origin
+        keys = {entry.id: entry.job.concurrency_key for entry in chunk}
+        rows = await self.connection.fetch(
+            QUERIES["insert_jobs"],
+            origin.now,
+            origin.ageing_s,
+            origin.tenant_id,
+            origin.batch_id,
+            origin.lineage[-1] if origin.lineage else None,
+            origin.lineage[0] if origin.lineage else None,
+            list(origin.lineage),
+            *_columns(chunk, self.parents),
+        )
+        for row in rows:
+            self.states[row["id"]] = JobState.SCHEDULED
+            key = keys[row["id"]]
+            if row["reason"] == "limit" and key is not None:
+                aftermath.wait_for_permit(origin.tenant_id, key)
+        aftermath.deltas.add(origin.batch_id, "scheduled", len(rows), follow_up=origin.follow_up)
+
+    async def _meet_parents(self, entries: Sequence[Entry], aftermath: Aftermath) -> None:
+        """Wait for live parents, and do at once what parents that ended before decide."""
+        await dependencies.add(self.connection, entries, self.parents)
+        doomed: dict[UUID, Verdict] = {}
+        for entry in entries:
+            verdict = self.parents.verdict(entry)
+            if verdict is not None:
+                doomed[entry.id] = verdict
+        over = await aftermath.end_waiting(doomed) if doomed else []
+        self.states.update({job.id: job.state for job in over})
+        await aftermath.apply(over)
+
+
+def _columns(chunk: Sequence[Entry], parents: dependencies.Parents) -> tuple[list[object], ...]:
+    """The arrays of insert_jobs, from $8 on."""
+    jobs = [entry.job for entry in chunk]
+    return (
+        [entry.id for entry in chunk],
+        [entry.kind.name for entry in chunk],
+        [entry.kind.pool for entry in chunk],
+        [job.payload for job in jobs],
+        [job.priority for job in jobs],
+        [job.run_at for job in jobs],
+        [job.delay_s for job in jobs],
+        [job.expires_at for job in jobs],
+        [
+            entry.kind.timeout_s if entry.job.timeout_s is None else entry.job.timeout_s
+            for entry in chunk
+        ],
+        [entry.job.max_attempts or entry.kind.max_attempts for entry in chunk],
+        [list(job.tags) if job.tags else None for job in jobs],
+        [job.custom_id for job in jobs],
+        [job.schedule_id for job in jobs],
+        [job.callback_url for job in jobs],
+        [None if job.unique is None else job.unique.key for job in jobs],
+        [None if job.unique is None else job.unique.until for job in jobs],
+        [job.concurrency_key for job in jobs],
+        [parents.pending(entry) for entry in chunk],
+        [job.on_parent_failure for job in jobs],
+    )

@@ -81,6 +81,7 @@ class ClaimedJob:
     parent_id: UUID | None
     lineage: tuple[UUID, ...]
     alone: bool = False
+    slot_id: SlotId = SlotId(0)
 
 
 @dataclass(frozen=True, slots=True)

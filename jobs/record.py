@@ -3,14 +3,32 @@
 import random
 from collections.abc import Sequence
 from datetime import datetime
+from uuid import UUID
 
+import asyncpg
+
+from jobs.aftermath import Aftermath, over_from
+from jobs.enqueue import enqueue_follow_ups
+from jobs.errors import Cancel, JobsRefused
 from jobs.kinds import KindRegistry
 from jobs.model import SlotId
 from jobs.outcomes import Backoff
 from jobs.results import Ended, Recorded
+from jobs.rulings import BackOff, Finish, GiveBack, Ruling, bad_result, cancelled, rule
 from runtime.postgres import Connection
+from runtime.sql import load_queries
 
-RESULT_BYTES_MAX = 1024 * 1024
+QUERIES = load_queries("jobs")
+
+# What one row can do to the statement of a whole batch: bad data, a broken check, too deep, a deadlock.
+_BAD_ROW = (
+    JobsRefused,
+    asyncpg.DataError,
+    asyncpg.IntegrityConstraintViolationError,
+    asyncpg.ProgramLimitExceededError,
+    asyncpg.InterfaceError,
+)
+_IN_THE_WAY = (asyncpg.DeadlockDetectedError, asyncpg.SerializationError)
 
 
 async def record(
@@ -25,7 +43,178 @@ async def record(
 ) -> Recorded:
     """Record a batch of endings in one transaction: outcomes, follow-ups, events and callbacks owed.
 
-    Call it outside of a transaction: it opens and commits its own, and when the batch fails it goes row
-    by row, so that one bad row fails alone (`bad_result`). Inside one it uses a savepoint.
+    Call it outside of a transaction: it opens and commits its own, and when the batch fails it goes
+    row by row, so that one bad row fails alone (`bad_result`). Inside one it uses savepoints. What is
+    no longer held by its token is not written and answered as `stale`.
     """
-    raise NotImplementedError
+    if not ended:
+        return Recorded()
+    book = RulingBook(connection, slot_id, kinds, now)
+    rulings = [rule(one, backoff or Backoff(), rng) for one in ended]
+    try:
+        return await book.write(rulings)
+    except (*_BAD_ROW, *_IN_THE_WAY):
+        return _merge([await book.write_alone(ruling) for ruling in rulings])
+
+
+class RulingBook:
+    """Writes rulings for one slot."""
+
+    def __init__(
+        self, connection: Connection, slot_id: SlotId, kinds: KindRegistry, now: datetime | None
+    ) -> None:
+        self._connection = connection
+        self._slot_id = slot_id
+        self._kinds = kinds
+        self._now = now
+
+    async def write_alone(self, ruling: Ruling) -> Recorded:
+        """Write one ruling; when its own data is at fault, the job fails for that."""
+        try:
+            return await self.write([ruling])
+        except _BAD_ROW as error:
+            return await self.write([bad_result(ruling.job, ruling.waited_s, str(error))])
+
+    async def write(self, rulings: Sequence[Ruling]) -> Recorded:
+        """Write all or none."""
+        async with self._connection.transaction():
+            return await self._write(rulings)
+
+    async def _write(self, rulings: Sequence[Ruling]) -> Recorded:
+        finishes = [ruling for ruling in rulings if isinstance(ruling, Finish)]
+        if any(finish.follow_ups for finish in finishes):
+            finishes = [
+                await self._create_follow_ups(finish) for finish in await self._lock(finishes)
+            ]
+        aftermath = Aftermath(self._connection, self._slot_id, self._now)
+        kept = await self._back_off(
+            [ruling for ruling in rulings if isinstance(ruling, BackOff)], aftermath
+        )
+        kept |= await self._give_back(
+            [ruling for ruling in rulings if isinstance(ruling, GiveBack)], aftermath
+        )
+        # What could be neither: somebody asked to cancel it, or it is stale, which the fence tells.
+        finishes += [
+            cancelled(ruling.job, ruling.waited_s)
+            for ruling in rulings
+            if not isinstance(ruling, Finish) and ruling.job.id not in kept
+        ]
+        written = kept | await self._finish(finishes, aftermath)
+        return self._report(rulings, written, aftermath)
+
+    def _report(
+        self, rulings: Sequence[Ruling], written: set[UUID], aftermath: Aftermath
+    ) -> Recorded:
+        batches = {ruling.job.batch_id for ruling in rulings if ruling.job.batch_id is not None}
+        return Recorded(
+            stale=frozenset(ruling.job.id for ruling in rulings) - written,
+            ready=aftermath.ready_by_pool(),
+            settled=tuple(aftermath.settled),
+            batches=tuple(sorted(batches.union(aftermath.deltas.batches))),
+        )
+
+    async def _lock(self, finishes: Sequence[Finish]) -> list[Finish]:
+        """Lock what is still held, jobs before keys; whose cancellation was asked is cancelled."""
+        rows = await self._connection.fetch(
+            QUERIES["lock_held_jobs"],
+            [finish.job.id for finish in finishes],
+            [finish.job.token for finish in finishes],
+        )
+        asked = {row["id"]: row["cancel_requested_at"] is not None for row in rows}
+        return [
+            cancelled(finish.job, finish.waited_s)
+            if finish.follow_ups and asked.get(finish.job.id, True)
+            else finish
+            for finish in finishes
+        ]
+
+    async def _create_follow_ups(self, finish: Finish) -> Finish:
+        if finish.follow_ups:
+            try:
+                await enqueue_follow_ups(
+                    self._connection,
+                    finish.job,
+                    finish.follow_ups,
+                    kinds=self._kinds,
+                    now=self._now,
+                )
+            except Cancel:
+                return cancelled(finish.job, finish.waited_s)
+        return finish
+
+    async def _finish(self, finishes: Sequence[Finish], aftermath: Aftermath) -> set[UUID]:
+        if not finishes:
+            await aftermath.apply([])
+            return set()
+        ids = [finish.job.id for finish in finishes]
+        rows = await self._connection.fetch(
+            QUERIES["finish_held"],
+            self._slot_id,
+            self._now,
+            ids,
+            [finish.job.token for finish in finishes],
+            [finish.state for finish in finishes],
+            [finish.waited_s for finish in finishes],
+            [finish.result for finish in finishes],
+            [finish.error for finish in finishes],
+        )
+        moved = set(ids) if rows[0]["moved"] is None else set(rows[0]["moved"])
+        tied = {row["id"]: row for row in rows if row["id"] is not None}
+        aftermath.settled += [job_id for job_id in ids if job_id in moved and job_id not in tied]
+        states = {finish.job.id: finish.state for finish in finishes}
+        await aftermath.apply(
+            [over_from(row, states[job_id], held_permit=True) for job_id, row in tied.items()]
+        )
+        return moved
+
+    async def _back_off(self, waits: Sequence[BackOff], aftermath: Aftermath) -> set[UUID]:
+        if not waits:
+            return set()
+        rows = await self._connection.fetch(
+            QUERIES["back_off"],
+            self._slot_id,
+            self._now,
+            [wait.job.id for wait in waits],
+            [wait.job.token for wait in waits],
+            [wait.waited_s for wait in waits],
+            [wait.problem.as_json() for wait in waits],
+            [wait.after_s for wait in waits],
+        )
+        for row in rows:
+            aftermath.put_off(row)
+        return {row["id"] for row in rows}
+
+    async def _give_back(self, gifts: Sequence[GiveBack], aftermath: Aftermath) -> set[UUID]:
+        """Queue given-back jobs again, the lost ones among them as suspects."""
+        kept: set[UUID] = set()
+        for outcome in ("released", "lost"):
+            own = [gift for gift in gifts if gift.outcome == outcome]
+            if not own:
+                continue
+            rows = await self._connection.fetch(
+                QUERIES["give_back"],
+                self._slot_id,
+                self._now,
+                [gift.job.id for gift in own],
+                [gift.job.token for gift in own],
+                [gift.waited_s for gift in own],
+                outcome,
+                [gift.problem.as_json() for gift in own],
+            )
+            for row in rows:
+                aftermath.ready[row["pool"]].append(row["id"])
+            kept.update(row["id"] for row in rows)
+        return kept
+
+
+def _merge(parts: Sequence[Recorded]) -> Recorded:
+    ready: dict[str, tuple[UUID, ...]] = {}
+    for part in parts:
+        for pool, ids in part.ready.items():
+            ready[pool] = (*ready.get(pool, ()), *ids)
+    return Recorded(
+        stale=frozenset[UUID]().union(*(part.stale for part in parts)),
+        ready=ready,
+        settled=tuple(job_id for part in parts for job_id in part.settled),
+        batches=tuple(sorted({batch_id for part in parts for batch_id in part.batches})),
+    )

@@ -104,12 +104,15 @@ CREATE TABLE jobs (
     schedule_id          uuid,
     callback_url         text,
     unique_key           text,
+    unique_until         text,
     concurrency_key      text,
-    holds_permit         boolean NOT NULL DEFAULT false,
+    has_family           boolean NOT NULL DEFAULT false,
+    has_dependents       boolean NOT NULL DEFAULT false,
     pending_parents      int NOT NULL DEFAULT 0 CHECK (pending_parents >= 0),
     on_parent_failure    text NOT NULL DEFAULT 'cancel' CHECK (on_parent_failure IN ('run', 'cancel', 'fail')),
     cancel_requested_at  timestamptz,
-    last_error           jsonb
+    last_error           jsonb,
+    CHECK ((unique_key IS NULL) = (unique_until IS NULL))
 );
 CREATE INDEX jobs_list ON jobs (tenant_id, id);
 CREATE INDEX jobs_by_batch ON jobs (batch_id, id) WHERE batch_id IS NOT NULL;
@@ -117,28 +120,32 @@ CREATE INDEX jobs_by_root ON jobs (root_id) WHERE root_id IS NOT NULL;
 CREATE UNIQUE INDEX jobs_custom_id ON jobs (batch_id, custom_id) WHERE custom_id IS NOT NULL AND parent_id IS NULL;
 CREATE INDEX jobs_expiring ON jobs (expires_at) WHERE expires_at IS NOT NULL;
 
--- Queued: what can be claimed, in claim order. `share` stays empty until tenants share by weight.
+-- Queued: what can be claimed, in claim order. `alone`: a suspect, which runs with nothing beside it.
+-- `share` stays empty until tenants share by weight.
 CREATE TABLE ready (
     job_id     uuid PRIMARY KEY,
     pool       text NOT NULL,
     sort_at    timestamptz NOT NULL,
     kind       text NOT NULL,
     tenant_id  int NOT NULL,
-    batch_id   uuid,
-    follow_up  boolean NOT NULL DEFAULT false,
     alone      boolean NOT NULL DEFAULT false,
     share      bigint
 );
 CREATE INDEX ready_claim ON ready (pool, sort_at, job_id);
+CREATE INDEX ready_alone ON ready (pool, sort_at, job_id) WHERE alone;
 
 -- Scheduled: waits for a time (delayed, backoff), for parents (dependency) or for a permit (limit).
+-- It carries all that `ready` needs, so that a promotion never reads or locks the wide row.
 CREATE TABLE parked (
     job_id           uuid PRIMARY KEY,
     reason           text NOT NULL CHECK (reason IN ('delayed', 'backoff', 'dependency', 'limit')),
     run_at           timestamptz NOT NULL,
-    tenant_id        int NOT NULL,
-    concurrency_key  text,
     sort_at          timestamptz NOT NULL,
+    pool             text NOT NULL,
+    kind             text NOT NULL,
+    tenant_id        int NOT NULL,
+    alone            boolean NOT NULL DEFAULT false,
+    concurrency_key  text,
     batch_id         uuid,
     follow_up        boolean NOT NULL DEFAULT false,
     CHECK (reason <> 'limit' OR concurrency_key IS NOT NULL)
@@ -187,16 +194,21 @@ CREATE TABLE history (
     schedule_id          uuid,
     callback_url         text,
     unique_key           text,
+    unique_until         text,
     concurrency_key      text,
     on_parent_failure    text NOT NULL,
     cancel_requested_at  timestamptz,
+    has_family           boolean NOT NULL,
     slot_id              bigint,
+    xid                  xid8 NOT NULL DEFAULT pg_current_xact_id(),
     result               jsonb,
     error                jsonb,
     PRIMARY KEY (tenant_id, id, finished_at)
 ) PARTITION BY RANGE (finished_at);
 CREATE INDEX history_dead ON history (tenant_id, id) WHERE state = 'failed';
 CREATE INDEX history_by_batch ON history (batch_id, id) WHERE batch_id IS NOT NULL;
+-- The results of a batch, read below pg_snapshot_xmin() like events: xid is who finished the job.
+CREATE INDEX history_results ON history (batch_id, xid, id) WHERE batch_id IS NOT NULL AND parent_id IS NULL;
 CREATE INDEX history_by_root ON history (root_id) WHERE root_id IS NOT NULL;
 
 -- Attempts that did not end their job; the last one is told by the history row itself.
@@ -212,7 +224,7 @@ CREATE TABLE attempts (
     PRIMARY KEY (job_id, attempt, finished_at)
 ) PARTITION BY RANGE (finished_at);
 
--- A job that created others: settled when it is terminal and `open` is 0. Counts are of all descendants.
+-- A job that created others (jobs.has_family): settled when it is terminal and `open` is 0. Counts are of all descendants.
 CREATE TABLE families (
     job_id        uuid PRIMARY KEY,
     tenant_id     int NOT NULL,
@@ -230,7 +242,6 @@ CREATE TABLE dependencies (
     job_id     uuid NOT NULL,
     PRIMARY KEY (parent_id, job_id)
 );
-CREATE INDEX dependencies_by_child ON dependencies (job_id);
 
 CREATE TABLE unique_keys (
     tenant_id   int NOT NULL,
@@ -264,18 +275,21 @@ CREATE INDEX idempotency_keys_age ON idempotency_keys (created_at);
 
 -- Terminal transitions and document changes. The id is (xid, n), read below pg_snapshot_xmin(): sequence order
 -- is not commit order, and a reader that trusted it would skip the rows of a transaction that commits late.
+-- `settled` on a terminal transition stands for a `job.settled` right behind it: one row for what happens at once.
 CREATE TABLE events (
     xid        xid8 NOT NULL DEFAULT pg_current_xact_id(),
-    n          bigint GENERATED ALWAYS AS IDENTITY,
+    n          bigint GENERATED ALWAYS AS IDENTITY (CACHE 128),
     at         timestamptz NOT NULL DEFAULT now(),
     tenant_id  int NOT NULL,
     type       text NOT NULL,
+    kind       text,
     job_id     uuid,
     batch_id   uuid,
+    settled    boolean NOT NULL DEFAULT false,
     data       jsonb
 ) PARTITION BY RANGE (at);
 CREATE INDEX events_order ON events (xid, n);
-CREATE INDEX events_by_job ON events (job_id, xid, n) WHERE job_id IS NOT NULL AND type = 'job.settled';
+CREATE INDEX events_by_job ON events (job_id, xid, n) WHERE job_id IS NOT NULL;
 CREATE INDEX events_by_batch ON events (batch_id, xid, n) WHERE batch_id IS NOT NULL;
 
 -- Callbacks owed, written in the transaction that finishes the work; webhooks/ delivers them. id is the webhook-id.
@@ -320,6 +334,31 @@ CREATE TABLE attempts_default PARTITION OF attempts DEFAULT;
 CREATE TABLE events_default PARTITION OF events DEFAULT;
 SELECT create_day_partitions(parent, (now() AT TIME ZONE 'UTC')::date - 1, 9)
 FROM unnest(ARRAY['history', 'attempts', 'events']) AS parent;
+
+-- Live jobs with their state, whichever narrow table tells it. One statement over it reads one snapshot, so a job
+-- that moves is neither missed nor seen twice.
+CREATE VIEW live_jobs AS
+SELECT
+    j.id, j.tenant_id, j.kind, j.pool,
+    CASE WHEN h.job_id IS NOT NULL THEN 'running' WHEN r.job_id IS NOT NULL THEN 'queued' ELSE 'scheduled' END AS state,
+    p.reason AS state_reason,
+    j.payload, j.priority, j.tags, j.custom_id, j.batch_id, j.parent_id, j.root_id, j.schedule_id,
+    coalesce(h.attempt, j.attempt) AS attempt, j.max_attempts,
+    coalesce(p.run_at, j.run_at) AS run_at, j.created_at, h.claimed_at AS started_at, NULL::timestamptz AS finished_at,
+    j.expires_at, j.cancel_requested_at, j.has_family, NULL::jsonb AS result, j.last_error AS error,
+    h.slot_id, j.callback_url, j.concurrency_key
+FROM jobs AS j
+LEFT JOIN held AS h ON h.job_id = j.id
+LEFT JOIN ready AS r ON r.job_id = j.id
+LEFT JOIN parked AS p ON p.job_id = j.id;
+
+-- The same columns for terminal jobs.
+CREATE VIEW finished_jobs AS
+SELECT
+    id, tenant_id, kind, pool, state, NULL::text AS state_reason, payload, priority, tags, custom_id, batch_id,
+    parent_id, root_id, schedule_id, attempt, max_attempts, run_at, created_at, started_at, finished_at, expires_at,
+    cancel_requested_at, has_family, result, error, slot_id, callback_url, concurrency_key
+FROM history;
 
 -- Hot and small: vacuum by churn, not by size.
 ALTER TABLE ready SET (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 20000, autovacuum_vacuum_cost_delay = 0);

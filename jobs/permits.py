@@ -1,0 +1,75 @@
+"""Gives out the permits of `concurrency_key`s under the lock of the key's row.
+
+A job holds a permit exactly while it is in `ready` or `held`. It always waits in `parked` first (`limit`), so that
+this is the one place where a permit is taken.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from uuid import UUID
+
+from jobs.model import TenantId
+from runtime.postgres import Connection
+from runtime.sql import load_queries
+
+QUERIES = load_queries("jobs")
+
+type Key = tuple[TenantId, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Promoted:
+    """A job that went from `parked` to `ready`."""
+
+    job_id: UUID
+    pool: str
+    batch_id: UUID | None
+    follow_up: bool
+
+
+async def make_limits(connection: Connection, keys: Iterable[Key]) -> None:
+    """Make rows for keys that are used for the first time."""
+    tenant_ids, names = _columns(keys)
+    await connection.execute(QUERIES["make_limits"], tenant_ids, names)
+
+
+async def fill(connection: Connection, released: Mapping[Key, int]) -> list[Promoted]:
+    """Take `released` permits of each key back and queue as many waiting jobs as are now permitted.
+
+    Locks the keys until the caller's transaction ends; keys come after jobs and before batches.
+    """
+    if not released:
+        return []
+    free: dict[Key, int] = {}
+    for row in await connection.fetch(QUERIES["lock_limits"], *_columns(released)):
+        key = (TenantId(row["tenant_id"]), row["key"])
+        free[key] = max(0, row["concurrency"] - row["in_use"] + released[key])
+    promoted, taken = await _promote(connection, {key: n for key, n in free.items() if n})
+    changed = {key: taken.get(key, 0) - released[key] for key in free}
+    changed = {key: n for key, n in changed.items() if n}
+    if changed:
+        await connection.execute(QUERIES["add_permits"], *_columns(changed), list(changed.values()))
+    return promoted
+
+
+async def _promote(
+    connection: Connection, free: Mapping[Key, int]
+) -> tuple[list[Promoted], dict[Key, int]]:
+    if not free:
+        return [], {}
+    rows = await connection.fetch(
+        QUERIES["promote_permitted"], *_columns(free), list(free.values())
+    )
+    taken: dict[Key, int] = {}
+    for row in rows:
+        key = (TenantId(row["tenant_id"]), row["key"])
+        taken[key] = taken.get(key, 0) + 1
+    promoted = [
+        Promoted(row["job_id"], row["pool"], row["batch_id"], row["follow_up"]) for row in rows
+    ]
+    return promoted, taken
+
+
+def _columns(keys: Iterable[Key]) -> tuple[list[int], list[str]]:
+    pairs = list(keys)
+    return [tenant_id for tenant_id, _ in pairs], [name for _, name in pairs]

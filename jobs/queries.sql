@@ -1,0 +1,616 @@
+-- The life of a job in SQL, in the order in which it happens. Traps that the shapes below avoid:
+--   * `id = ANY(ARRAY(...))` and `ctid = ANY(ARRAY(...))` keep to the primary key (or to no index at all) whatever
+--     the statistics say; joins to a big table would read all of it when they are stale (tests/jobs/test_plans.py).
+--   * A statement's snapshot is older than the lock it waited for. Where that matters, the lock and the reading are
+--     two statements.
+--   * Every multi-row lock is taken in the order of its key.
+
+-- name: find_custom_ids
+-- A custom_id names one job of a batch for good: of live jobs the unique index says so, of finished ones this.
+SELECT custom_id, id FROM jobs WHERE batch_id = $1 AND custom_id = ANY($2::text[]) AND parent_id IS NULL
+UNION ALL
+SELECT custom_id, id FROM history WHERE batch_id = $1 AND custom_id = ANY($2::text[]) AND parent_id IS NULL;
+
+-- name: lock_parents
+-- The flag makes a finishing parent look for dependents; the row's lock makes one of the two wait for the other.
+WITH parents AS MATERIALIZED (
+    SELECT id FROM jobs WHERE tenant_id = $1 AND id = ANY($2::uuid[]) ORDER BY id FOR NO KEY UPDATE
+)
+UPDATE jobs SET has_dependents = true WHERE id = ANY(ARRAY(SELECT id FROM parents)) RETURNING id;
+
+-- name: finished_parents
+-- After lock_parents, so that a parent which ended while it waited is seen here.
+SELECT id, state FROM history WHERE tenant_id = $1 AND id = ANY($2::uuid[]);
+
+-- name: mark_dependents
+UPDATE jobs SET has_dependents = true WHERE id = ANY($1::uuid[]);
+
+-- name: add_dependencies
+INSERT INTO dependencies (parent_id, job_id) SELECT * FROM unnest($1::uuid[], $2::uuid[]) ON CONFLICT DO NOTHING;
+
+-- name: take_unique_keys
+-- Answers the keys that are now ours. A conflicting row stays locked until we commit, so its holder can be read next.
+INSERT INTO unique_keys AS held_by (tenant_id, key, job_id, until, expires_at)
+SELECT $1, key, job_id, until, coalesce($6, now()) + for_s * interval '1 second'
+FROM unnest($2::text[], $3::uuid[], $4::text[], $5::float8[]) AS wanted (key, job_id, until, for_s)
+ORDER BY key
+ON CONFLICT (tenant_id, key) DO UPDATE
+SET job_id = EXCLUDED.job_id, until = EXCLUDED.until, expires_at = EXCLUDED.expires_at
+WHERE held_by.expires_at <= coalesce($6, now())
+RETURNING key;
+
+-- name: unique_holders
+SELECT key, job_id FROM unique_keys WHERE tenant_id = $1 AND key = ANY($2::text[]);
+
+-- name: release_unique_keys
+-- What a job held until it was finished; a key held for a time outlives it.
+DELETE FROM unique_keys
+WHERE (tenant_id, key) IN (SELECT * FROM unnest($1::int[], $2::text[]))
+AND job_id = ANY($3::uuid[]) AND until <> 'time';
+
+-- name: job_states
+SELECT id, kind, pool, state FROM live_jobs WHERE tenant_id = $1 AND id = ANY($2::uuid[])
+UNION ALL
+SELECT id, kind, pool, state FROM finished_jobs WHERE tenant_id = $1 AND id = ANY($2::uuid[]);
+
+-- name: insert_jobs
+-- A job goes to `ready` unless something holds it back; answers only those that were parked.
+WITH wanted AS MATERIALIZED (
+    SELECT
+        id, kind, pool, payload, priority,
+        coalesce(run_at, coalesce($1, now()) + coalesce(delay_s, 0) * interval '1 second') AS run_at,
+        expires_at, timeout_s, max_attempts,
+        CASE WHEN tags IS NULL THEN '{}' ELSE ARRAY(SELECT jsonb_array_elements_text(tags)) END AS tags,
+        custom_id, schedule_id, callback_url, unique_key, unique_until, concurrency_key, pending_parents,
+        on_parent_failure
+    FROM unnest(
+        $8::uuid[], $9::text[], $10::text[], $11::jsonb[], $12::int2[], $13::timestamptz[], $14::float8[],
+        $15::timestamptz[], $16::float8[], $17::int2[], $18::jsonb[], $19::text[], $20::uuid[], $21::text[],
+        $22::text[], $23::text[], $24::text[], $25::int[], $26::text[]
+    ) AS new_job (
+        id, kind, pool, payload, priority, run_at, delay_s, expires_at, timeout_s, max_attempts, tags, custom_id,
+        schedule_id, callback_url, unique_key, unique_until, concurrency_key, pending_parents, on_parent_failure
+    )
+), placed AS MATERIALIZED (
+    SELECT *,
+        run_at - priority * $2::float8 * interval '1 second' AS sort_at,
+        CASE
+            WHEN pending_parents > 0 THEN 'dependency'
+            WHEN run_at > coalesce($1, now()) THEN 'delayed'
+            WHEN concurrency_key IS NOT NULL THEN 'limit'
+        END AS reason
+    FROM wanted
+), kept AS (
+    INSERT INTO jobs (
+        id, tenant_id, kind, pool, payload, priority, run_at, sort_at, created_at, expires_at, timeout_s, max_attempts,
+        tags, custom_id, batch_id, parent_id, root_id, lineage, schedule_id, callback_url, unique_key, unique_until,
+        concurrency_key, pending_parents, on_parent_failure)
+    SELECT
+        id, $3::int, kind, pool, payload, priority, run_at, sort_at, coalesce($1, now()), expires_at, timeout_s,
+        max_attempts, tags, custom_id, $4::uuid, $5::uuid, $6::uuid, $7::uuid[], schedule_id, callback_url,
+        unique_key, unique_until, concurrency_key, pending_parents, on_parent_failure
+    FROM placed
+), queued AS (
+    INSERT INTO ready (job_id, pool, sort_at, kind, tenant_id)
+    SELECT id, pool, sort_at, kind, $3::int FROM placed WHERE reason IS NULL
+), parked AS (
+    INSERT INTO parked (job_id, reason, run_at, sort_at, pool, kind, tenant_id, concurrency_key, batch_id, follow_up)
+    SELECT id, reason, run_at, sort_at, pool, kind, $3::int, concurrency_key, $4::uuid, $5::uuid IS NOT NULL
+    FROM placed WHERE reason IS NOT NULL
+)
+SELECT id, reason FROM placed WHERE reason IS NOT NULL;
+
+-- name: add_to_families
+-- Every ancestor of new follow-ups waits for them before it is settled.
+INSERT INTO families AS f (job_id, tenant_id, open, total)
+SELECT ancestor, $2, $3, $3 FROM unnest($1::uuid[]) AS ancestor ORDER BY ancestor
+ON CONFLICT (job_id) DO UPDATE SET open = f.open + EXCLUDED.open, total = f.total + EXCLUDED.total, settled_at = NULL;
+
+-- name: mark_family
+-- Locks the parent's row before any key, and says whether somebody wants it cancelled.
+UPDATE jobs SET has_family = true WHERE id = $1 RETURNING cancel_requested_at;
+
+-- name: add_batch_counts
+-- Deltas of one writer, in the order of the batches.
+INSERT INTO batch_counts AS c (
+    batch_id, writer, total, scheduled, succeeded, failed, cancelled,
+    follow_total, follow_scheduled, follow_succeeded, follow_failed, follow_cancelled)
+SELECT batch_id, $1, total, scheduled, succeeded, failed, cancelled,
+    follow_total, follow_scheduled, follow_succeeded, follow_failed, follow_cancelled
+FROM unnest($2::uuid[], $3::int[], $4::int[], $5::int[], $6::int[], $7::int[], $8::int[], $9::int[], $10::int[],
+    $11::int[], $12::int[])
+AS d (batch_id, total, scheduled, succeeded, failed, cancelled,
+    follow_total, follow_scheduled, follow_succeeded, follow_failed, follow_cancelled)
+ORDER BY batch_id
+ON CONFLICT (batch_id, writer) DO UPDATE SET
+    total = c.total + EXCLUDED.total,
+    scheduled = c.scheduled + EXCLUDED.scheduled,
+    succeeded = c.succeeded + EXCLUDED.succeeded,
+    failed = c.failed + EXCLUDED.failed,
+    cancelled = c.cancelled + EXCLUDED.cancelled,
+    follow_total = c.follow_total + EXCLUDED.follow_total,
+    follow_scheduled = c.follow_scheduled + EXCLUDED.follow_scheduled,
+    follow_succeeded = c.follow_succeeded + EXCLUDED.follow_succeeded,
+    follow_failed = c.follow_failed + EXCLUDED.follow_failed,
+    follow_cancelled = c.follow_cancelled + EXCLUDED.follow_cancelled;
+
+-- name: make_limits
+-- A key nobody has limited lets one job run at a time.
+INSERT INTO limits (tenant_id, key) SELECT DISTINCT * FROM unnest($1::int[], $2::text[]) ORDER BY 1, 2
+ON CONFLICT DO NOTHING;
+
+-- name: lock_limits
+-- A statement of its own: what the previous holder of these locks promoted must be seen by the next statement.
+SELECT tenant_id, key, concurrency, in_use FROM limits
+WHERE (tenant_id, key) IN (SELECT * FROM unnest($1::int[], $2::text[]))
+ORDER BY tenant_id, key FOR NO KEY UPDATE;
+
+-- name: promote_permitted
+-- The first jobs that wait for each key, as many as it has permits. A row that somebody else holds is on its way out.
+WITH permitted AS MATERIALIZED (
+    SELECT p.job_id
+    FROM unnest($1::int[], $2::text[], $3::int[]) AS k (tenant_id, key, permits)
+    CROSS JOIN LATERAL (
+        SELECT job_id FROM parked
+        WHERE reason = 'limit' AND tenant_id = k.tenant_id AND concurrency_key = k.key
+        ORDER BY sort_at LIMIT k.permits FOR UPDATE SKIP LOCKED
+    ) AS p
+), moved AS (
+    DELETE FROM parked WHERE job_id = ANY(ARRAY(SELECT job_id FROM permitted)) RETURNING *
+), queued AS (
+    INSERT INTO ready (job_id, pool, sort_at, kind, tenant_id, alone)
+    SELECT job_id, pool, sort_at, kind, tenant_id, alone FROM moved
+)
+SELECT job_id, pool, tenant_id, concurrency_key AS key, batch_id, follow_up FROM moved;
+
+-- name: add_permits
+UPDATE limits AS l SET in_use = l.in_use + d.permits
+FROM unnest($1::int[], $2::text[], $3::int[]) AS d (tenant_id, key, permits)
+WHERE l.tenant_id = d.tenant_id AND l.key = d.key;
+
+-- name: claim
+-- One statement: the slot's row is locked first (declaring its death takes the same row FOR UPDATE), so that no job is
+-- given to a dead slot. No row at all says that the slot is dead; a row of nulls, that nothing is to be had.
+WITH slot AS MATERIALIZED (
+    SELECT id FROM slots WHERE id = $1 AND ended_at IS NULL FOR KEY SHARE
+), open_pool AS MATERIALIZED (
+    SELECT 1 FROM slot
+    WHERE NOT EXISTS (SELECT 1 FROM pools WHERE name = $2 AND paused_at IS NOT NULL)
+), suspect AS MATERIALIZED (
+    SELECT ctid AS place, job_id FROM ready
+    WHERE $5 AND alone AND pool = $2 AND kind = ANY($3::text[]) AND EXISTS (SELECT 1 FROM open_pool)
+    ORDER BY sort_at, job_id LIMIT 1 FOR UPDATE SKIP LOCKED
+), picked AS MATERIALIZED (
+    SELECT ctid AS place, job_id FROM ready
+    WHERE pool = $2 AND NOT alone AND kind = ANY($3::text[])
+    AND EXISTS (SELECT 1 FROM open_pool) AND NOT EXISTS (SELECT 1 FROM suspect)
+    ORDER BY sort_at, job_id LIMIT $4 FOR UPDATE SKIP LOCKED
+), chosen AS MATERIALIZED (
+    SELECT place, job_id, true AS alone FROM suspect UNION ALL SELECT place, job_id, false FROM picked
+), taken AS (
+    DELETE FROM ready WHERE ctid = ANY(ARRAY(SELECT place FROM chosen))
+), job AS MATERIALIZED (
+    SELECT id, tenant_id, kind, payload, nextval('attempt_tokens') AS token, attempt + 1 AS attempt, max_attempts,
+        failures, losses, timeout_s, clock_timestamp() AS claimed_at, batch_id, parent_id, lineage, sort_at,
+        unique_key, unique_until
+    FROM jobs WHERE id = ANY(ARRAY(SELECT job_id FROM chosen))
+), hold AS (
+    INSERT INTO held (job_id, slot_id, token, attempt, claimed_at, tenant_id, batch_id, follow_up)
+    SELECT id, $1, token, attempt, claimed_at, tenant_id, batch_id, parent_id IS NOT NULL FROM job
+), started_keys AS (
+    DELETE FROM unique_keys WHERE ctid = ANY(ARRAY(
+        SELECT u.ctid FROM job CROSS JOIN LATERAL (
+            SELECT ctid FROM unique_keys
+            WHERE tenant_id = job.tenant_id AND key = job.unique_key AND job_id = job.id AND until = 'started' LIMIT 1
+        ) AS u WHERE job.unique_until = 'started'))
+)
+SELECT job.id, job.tenant_id, job.kind, job.payload, job.token, job.attempt, job.max_attempts, job.failures, job.losses,
+    job.timeout_s, job.claimed_at, job.batch_id, job.parent_id, job.lineage, EXISTS (SELECT 1 FROM suspect) AS alone
+FROM slot LEFT JOIN job ON true ORDER BY job.sort_at, job.id;
+
+-- name: assert_held
+SELECT 1 FROM held WHERE job_id = $1 AND token = $2 FOR SHARE;
+
+-- name: lock_held_jobs
+-- The jobs of these attempts that are still held, locked before any key is touched.
+WITH fenced AS MATERIALIZED (
+    SELECT job_id FROM held WHERE job_id = ANY($1::uuid[]) AND token = ANY($2::bigint[]) ORDER BY job_id FOR UPDATE
+)
+SELECT id, cancel_requested_at FROM jobs WHERE id = ANY(ARRAY(SELECT job_id FROM fenced)) ORDER BY id FOR NO KEY UPDATE;
+
+-- name: finish_held
+-- The end of attempts and of their jobs: fence, move, tell, count, in one statement. A token is given once, so
+-- matching ids and tokens as two sets is exact. Answers the jobs to which more is tied, in one row at least, and which
+-- jobs moved if not all did.
+WITH ended AS MATERIALIZED (
+    SELECT * FROM unnest($3::uuid[], $5::text[], $6::float8[], $7::text[], $8::text[])
+        AS e (id, state, waited_s, result, error)
+), let_go AS (
+    DELETE FROM held WHERE job_id = ANY($3::uuid[]) AND token = ANY($4::bigint[])
+    RETURNING job_id, attempt, claimed_at
+), moved AS (
+    DELETE FROM jobs WHERE id = ANY(ARRAY(SELECT job_id FROM let_go)) RETURNING *
+), kept AS (
+    INSERT INTO history (
+        tenant_id, id, finished_at, state, kind, pool, payload, priority, run_at, created_at, started_at, expires_at,
+        timeout_s, max_attempts, attempt, failures, losses, tags, custom_id, batch_id, parent_id, root_id, lineage,
+        schedule_id, callback_url, unique_key, unique_until, concurrency_key, on_parent_failure, cancel_requested_at,
+        has_family, slot_id, result, error)
+    SELECT
+        m.tenant_id, m.id, coalesce($2, now()), e.state, m.kind, m.pool, m.payload, m.priority, m.run_at, m.created_at,
+        l.claimed_at + e.waited_s * interval '1 second', m.expires_at, m.timeout_s, m.max_attempts, l.attempt,
+        m.failures + (e.state = 'failed')::int, m.losses, m.tags, m.custom_id, m.batch_id, m.parent_id, m.root_id,
+        m.lineage, m.schedule_id, m.callback_url, m.unique_key, m.unique_until, m.concurrency_key, m.on_parent_failure,
+        m.cancel_requested_at, m.has_family, $1, e.result::jsonb, e.error::jsonb
+    FROM moved AS m JOIN let_go AS l ON l.job_id = m.id JOIN ended AS e ON e.id = m.id
+), told AS (
+    INSERT INTO events (at, tenant_id, type, kind, job_id, batch_id, settled)
+    SELECT coalesce($2, now()), m.tenant_id, 'job.' || e.state, m.kind, m.id, m.batch_id, NOT m.has_family
+    FROM moved AS m JOIN ended AS e ON e.id = m.id
+), counted AS (
+    INSERT INTO batch_counts AS c (
+        batch_id, writer, succeeded, failed, cancelled, follow_succeeded, follow_failed, follow_cancelled)
+    SELECT
+        m.batch_id, $1,
+        count(*) FILTER (WHERE e.state = 'succeeded' AND m.parent_id IS NULL),
+        count(*) FILTER (WHERE e.state = 'failed' AND m.parent_id IS NULL),
+        count(*) FILTER (WHERE e.state = 'cancelled' AND m.parent_id IS NULL),
+        count(*) FILTER (WHERE e.state = 'succeeded' AND m.parent_id IS NOT NULL),
+        count(*) FILTER (WHERE e.state = 'failed' AND m.parent_id IS NOT NULL),
+        count(*) FILTER (WHERE e.state = 'cancelled' AND m.parent_id IS NOT NULL)
+    FROM moved AS m JOIN ended AS e ON e.id = m.id
+    WHERE m.batch_id IS NOT NULL GROUP BY m.batch_id ORDER BY m.batch_id
+    ON CONFLICT (batch_id, writer) DO UPDATE SET
+        succeeded = c.succeeded + EXCLUDED.succeeded,
+        failed = c.failed + EXCLUDED.failed,
+        cancelled = c.cancelled + EXCLUDED.cancelled,
+        follow_succeeded = c.follow_succeeded + EXCLUDED.follow_succeeded,
+        follow_failed = c.follow_failed + EXCLUDED.follow_failed,
+        follow_cancelled = c.follow_cancelled + EXCLUDED.follow_cancelled
+)
+SELECT
+    CASE WHEN (SELECT count(*) FROM let_go) < cardinality($3::uuid[]) THEN ARRAY(SELECT job_id FROM let_go) END AS moved,
+    tied.id, tied.tenant_id, tied.unique_key, tied.concurrency_key,
+    tied.has_dependents, tied.has_family, tied.lineage, tied.callback_url
+FROM (VALUES (1)) AS always LEFT JOIN (
+    SELECT * FROM moved
+    WHERE unique_key IS NOT NULL OR concurrency_key IS NOT NULL OR has_dependents OR has_family
+    OR cardinality(lineage) > 0 OR callback_url IS NOT NULL
+) AS tied ON true;
+
+-- name: back_off
+-- A failed attempt with budget left waits for its next one; unless somebody asked to cancel the job meanwhile, which
+-- the row's lock decides. Answers the jobs that were parked.
+WITH fenced AS MATERIALIZED (
+    SELECT job_id FROM held WHERE job_id = ANY($3::uuid[]) AND token = ANY($4::bigint[]) ORDER BY job_id FOR UPDATE
+), spent AS (
+    UPDATE jobs SET attempt = attempt + 1, failures = failures + 1,
+        last_error = ($6::jsonb[])[array_position($3::uuid[], id)]
+    WHERE id = ANY(ARRAY(SELECT job_id FROM fenced)) AND cancel_requested_at IS NULL
+    RETURNING *
+), let_go AS (
+    DELETE FROM held WHERE job_id = ANY(ARRAY(SELECT id FROM spent)) RETURNING job_id, claimed_at
+), waiting AS (
+    INSERT INTO parked (
+        job_id, reason, run_at, sort_at, pool, kind, tenant_id, alone, concurrency_key, batch_id, follow_up)
+    SELECT id, 'backoff',
+        coalesce($2, now()) + ($7::float8[])[array_position($3::uuid[], id)] * interval '1 second',
+        coalesce($2, now()) + ($7::float8[])[array_position($3::uuid[], id)] * interval '1 second' + (sort_at - run_at),
+        pool, kind, tenant_id, losses >= 2, concurrency_key, batch_id, parent_id IS NOT NULL
+    FROM spent
+), remembered AS (
+    INSERT INTO attempts (job_id, attempt, tenant_id, slot_id, started_at, finished_at, outcome, error)
+    SELECT s.id, s.attempt, s.tenant_id, $1,
+        l.claimed_at + ($5::float8[])[array_position($3::uuid[], s.id)] * interval '1 second',
+        coalesce($2, now()), 'retried', s.last_error
+    FROM spent AS s JOIN let_go AS l ON l.job_id = s.id
+)
+SELECT id, tenant_id, concurrency_key, batch_id, parent_id IS NOT NULL AS follow_up FROM spent;
+
+-- name: give_back
+-- An attempt given back: the job is queued again where it stood, its budget whole; a suspect (`lost`) pays a life.
+-- It keeps its permit. Answers the jobs that were queued.
+WITH fenced AS MATERIALIZED (
+    SELECT job_id FROM held WHERE job_id = ANY($3::uuid[]) AND token = ANY($4::bigint[]) ORDER BY job_id FOR UPDATE
+), given_back AS (
+    UPDATE jobs SET attempt = attempt + 1, losses = losses + ($6 = 'lost')::int
+    WHERE id = ANY(ARRAY(SELECT job_id FROM fenced)) AND cancel_requested_at IS NULL
+    RETURNING *
+), let_go AS (
+    DELETE FROM held WHERE job_id = ANY(ARRAY(SELECT id FROM given_back)) RETURNING job_id, claimed_at
+), queued AS (
+    INSERT INTO ready (job_id, pool, sort_at, kind, tenant_id, alone)
+    SELECT id, pool, sort_at, kind, tenant_id, losses >= 2 FROM given_back
+), remembered AS (
+    INSERT INTO attempts (job_id, attempt, tenant_id, slot_id, started_at, finished_at, outcome, error)
+    SELECT g.id, g.attempt, g.tenant_id, $1,
+        l.claimed_at + ($5::float8[])[array_position($3::uuid[], g.id)] * interval '1 second',
+        coalesce($2, now()), $6, ($7::jsonb[])[array_position($3::uuid[], g.id)]
+    FROM given_back AS g JOIN let_go AS l ON l.job_id = g.id
+)
+SELECT id, pool FROM given_back;
+
+-- name: finish_waiting
+-- The end of jobs that nobody holds. Whatever is held, or moves between the narrow tables this moment, is left out:
+-- compare the answer and ask again.
+WITH ended AS MATERIALIZED (
+    SELECT * FROM unnest($2::uuid[], $3::text[], $4::text[]) AS e (id, state, error)
+), unparked AS (
+    DELETE FROM parked WHERE job_id = ANY($2::uuid[]) RETURNING job_id
+), unqueued AS (
+    DELETE FROM ready WHERE job_id = ANY($2::uuid[]) RETURNING job_id
+), moved AS (
+    DELETE FROM jobs
+    WHERE id = ANY(ARRAY(SELECT job_id FROM unparked UNION ALL SELECT job_id FROM unqueued)) RETURNING *
+), kept AS (
+    INSERT INTO history (
+        tenant_id, id, finished_at, state, kind, pool, payload, priority, run_at, created_at, started_at, expires_at,
+        timeout_s, max_attempts, attempt, failures, losses, tags, custom_id, batch_id, parent_id, root_id, lineage,
+        schedule_id, callback_url, unique_key, unique_until, concurrency_key, on_parent_failure, cancel_requested_at,
+        has_family, error)
+    SELECT
+        m.tenant_id, m.id, coalesce($1, now()), e.state, m.kind, m.pool, m.payload, m.priority, m.run_at, m.created_at,
+        NULL, m.expires_at, m.timeout_s, m.max_attempts, m.attempt, m.failures, m.losses, m.tags, m.custom_id,
+        m.batch_id, m.parent_id, m.root_id, m.lineage, m.schedule_id, m.callback_url, m.unique_key, m.unique_until,
+        m.concurrency_key, m.on_parent_failure,
+        CASE WHEN e.state = 'cancelled' THEN coalesce(m.cancel_requested_at, $1, now()) END,
+        m.has_family, e.error::jsonb
+    FROM moved AS m JOIN ended AS e ON e.id = m.id
+), told AS (
+    INSERT INTO events (at, tenant_id, type, kind, job_id, batch_id, settled)
+    SELECT coalesce($1, now()), m.tenant_id, 'job.' || e.state, m.kind, m.id, m.batch_id, NOT m.has_family
+    FROM moved AS m JOIN ended AS e ON e.id = m.id
+)
+SELECT m.id, m.tenant_id, e.state, m.unique_key, m.concurrency_key, m.has_dependents, m.has_family, m.lineage,
+    m.callback_url, m.batch_id, m.parent_id IS NOT NULL AS follow_up,
+    EXISTS (SELECT 1 FROM unparked AS u WHERE u.job_id = m.id) AS was_parked
+FROM moved AS m JOIN ended AS e ON e.id = m.id;
+
+-- name: waiting_jobs
+SELECT job_id FROM ready WHERE job_id = ANY($1::uuid[])
+UNION ALL
+SELECT job_id FROM parked WHERE job_id = ANY($1::uuid[]);
+
+-- name: lock_dependents
+-- Who waits for these parents: locked before the edges, since cancelling a job holds its row already.
+SELECT id, on_parent_failure FROM jobs
+WHERE id = ANY(ARRAY(SELECT job_id FROM dependencies WHERE parent_id = ANY($1::uuid[])))
+ORDER BY id FOR NO KEY UPDATE;
+
+-- name: drop_dependencies
+DELETE FROM dependencies WHERE parent_id = ANY($1::uuid[]) RETURNING parent_id, job_id;
+
+-- name: count_down_parents
+-- Answers those whose last parent is done.
+UPDATE jobs SET pending_parents = pending_parents - ($2::int[])[array_position($1::uuid[], id)]
+WHERE id = ANY($1::uuid[]) AND pending_parents > 0 RETURNING id, pending_parents = 0 AS is_free;
+
+-- name: unpark
+-- Parked jobs that nothing but their time or their key's limit may hold back any longer.
+WITH free AS MATERIALIZED (
+    SELECT job_id FROM parked WHERE job_id = ANY($1::uuid[]) ORDER BY job_id FOR UPDATE
+), moved AS (
+    DELETE FROM parked WHERE job_id = ANY(ARRAY(SELECT job_id FROM free))
+    AND run_at <= coalesce($2, now()) AND concurrency_key IS NULL
+    RETURNING *
+), queued AS (
+    INSERT INTO ready (job_id, pool, sort_at, kind, tenant_id, alone)
+    SELECT job_id, pool, sort_at, kind, tenant_id, alone FROM moved
+), still_parked AS (
+    UPDATE parked SET reason = CASE WHEN run_at > coalesce($2, now()) THEN 'delayed' ELSE 'limit' END
+    WHERE job_id = ANY(ARRAY(SELECT job_id FROM free))
+    AND (run_at > coalesce($2, now()) OR concurrency_key IS NOT NULL)
+    RETURNING *
+)
+SELECT job_id, pool, tenant_id, NULL AS key, batch_id, follow_up FROM moved
+UNION ALL
+SELECT job_id, pool, tenant_id, concurrency_key, batch_id, follow_up FROM still_parked WHERE reason = 'limit';
+
+-- name: lock_families
+SELECT job_id FROM families WHERE job_id = ANY($1::uuid[]) ORDER BY job_id FOR NO KEY UPDATE;
+
+-- name: change_families
+-- Deltas of descendants that ended (or live again), and whether the job itself ended. Answers what settled by it.
+UPDATE families AS f SET
+    open = f.open + d.open,
+    succeeded = f.succeeded + d.succeeded,
+    failed = f.failed + d.failed,
+    cancelled = f.cancelled + d.cancelled,
+    ended = (f.ended OR d.ended) AND NOT d.reopened,
+    settled_at = CASE WHEN (f.ended OR d.ended) AND NOT d.reopened AND f.open + d.open = 0 THEN coalesce($1, now()) END
+FROM unnest($2::uuid[], $3::int[], $4::int[], $5::int[], $6::int[], $7::bool[], $8::bool[])
+    AS d (job_id, open, succeeded, failed, cancelled, ended, reopened)
+WHERE f.job_id = d.job_id
+RETURNING f.job_id, f.settled_at IS NOT NULL AS is_settled;
+
+-- name: tell_settled
+-- Families that settled after their job ended have an event of their own.
+INSERT INTO events (at, tenant_id, type, kind, job_id, batch_id)
+SELECT coalesce($2, now()), tenant_id, 'job.settled', kind, id, batch_id FROM history
+WHERE tenant_id = ANY($3::int[]) AND id = ANY($1::uuid[]) ORDER BY id;
+
+-- name: owe_callbacks
+INSERT INTO outbox (tenant_id, url, type, occurred_at, data, due_at)
+SELECT tenant_id, callback_url, 'job.settled', coalesce($2, now()),
+    jsonb_build_object(
+        'id', id, 'kind', kind, 'state', state, 'custom_id', custom_id, 'batch_id', batch_id, 'tags', to_jsonb(tags),
+        'attempt', attempt, 'created_at', created_at, 'finished_at', finished_at, 'error', error),
+    coalesce($2, now())
+FROM history WHERE tenant_id = ANY($3::int[]) AND id = ANY($1::uuid[]) AND callback_url IS NOT NULL;
+
+-- name: promote_due
+-- Any number of sweepers: each takes other rows. Jobs with a key wait for its permit from now on.
+WITH due AS MATERIALIZED (
+    SELECT job_id FROM parked WHERE reason IN ('delayed', 'backoff') AND run_at <= coalesce($2, now())
+    ORDER BY run_at LIMIT $1 FOR UPDATE SKIP LOCKED
+), moved AS (
+    DELETE FROM parked WHERE job_id = ANY(ARRAY(SELECT job_id FROM due)) AND concurrency_key IS NULL RETURNING *
+), queued AS (
+    INSERT INTO ready (job_id, pool, sort_at, kind, tenant_id, alone)
+    SELECT job_id, pool, sort_at, kind, tenant_id, alone FROM moved
+), limited AS (
+    UPDATE parked SET reason = 'limit'
+    WHERE job_id = ANY(ARRAY(SELECT job_id FROM due)) AND concurrency_key IS NOT NULL RETURNING *
+)
+SELECT job_id, pool, tenant_id, NULL AS key, batch_id, follow_up FROM moved
+UNION ALL
+SELECT job_id, pool, tenant_id, concurrency_key, batch_id, follow_up FROM limited;
+
+-- name: lock_expired
+-- Waiting jobs past their time; one that runs has met it.
+SELECT id FROM jobs WHERE expires_at <= coalesce($2, now()) AND NOT EXISTS (SELECT 1 FROM held WHERE job_id = jobs.id)
+ORDER BY expires_at LIMIT $1 FOR UPDATE SKIP LOCKED;
+
+-- name: lock_for_cancel
+-- The live ones of the jobs asked for and of all that they created.
+WITH roots AS (
+    SELECT coalesce(root_id, id) AS id FROM jobs WHERE tenant_id = $1 AND id = ANY($2::uuid[])
+    UNION
+    SELECT coalesce(root_id, id) FROM history WHERE tenant_id = $1 AND id = ANY($2::uuid[])
+), chosen AS (
+    SELECT id FROM jobs WHERE tenant_id = $1 AND id = ANY($2::uuid[])
+    UNION
+    SELECT id FROM jobs WHERE root_id = ANY(ARRAY(SELECT id FROM roots)) AND tenant_id = $1 AND lineage && $2::uuid[]
+)
+SELECT id FROM jobs WHERE id = ANY(ARRAY(SELECT id FROM chosen)) ORDER BY id FOR UPDATE;
+
+-- name: request_cancel
+-- A running job is asked; the supervisor of its slot sees to it.
+WITH running AS MATERIALIZED (
+    SELECT job_id, slot_id FROM held WHERE job_id = ANY($1::uuid[])
+), asked AS (
+    UPDATE jobs SET cancel_requested_at = coalesce(cancel_requested_at, $2, now())
+    WHERE id = ANY(ARRAY(SELECT job_id FROM running))
+)
+SELECT job_id, slot_id FROM running;
+
+-- name: known_jobs
+SELECT id FROM jobs WHERE tenant_id = $1 AND id = ANY($2::uuid[])
+UNION
+SELECT id FROM history WHERE tenant_id = $1 AND id = ANY($2::uuid[]);
+
+-- name: lock_for_retry
+-- Terminal jobs to bring back; locked by their history row, so that two retries make one.
+SELECT id, unique_key, unique_until, batch_id FROM history
+WHERE tenant_id = $1 AND id = ANY($2::uuid[]) ORDER BY id FOR UPDATE;
+
+-- name: revive
+-- Terminal jobs live again, with a new budget; the last attempt joins the others. Waits in `parked` as `limit` when the
+-- job has a key.
+WITH gone AS MATERIALIZED (
+    SELECT * FROM history WHERE tenant_id = $2 AND id = ANY($3::uuid[])
+), dropped AS (
+    DELETE FROM history WHERE tenant_id = $2 AND id = ANY($3::uuid[])
+), remembered AS (
+    INSERT INTO attempts (job_id, attempt, tenant_id, slot_id, started_at, finished_at, outcome, error)
+    SELECT id, attempt, tenant_id, slot_id, started_at, finished_at, state, error FROM gone WHERE started_at IS NOT NULL
+), revived AS (
+    INSERT INTO jobs (
+        id, tenant_id, kind, pool, payload, priority, run_at, sort_at, created_at, timeout_s, max_attempts, attempt,
+        tags, custom_id, batch_id, parent_id, root_id, lineage, schedule_id, callback_url, unique_key, unique_until,
+        concurrency_key, on_parent_failure, has_family, last_error)
+    SELECT
+        id, tenant_id, kind, pool, payload, priority, coalesce($1, now()),
+        coalesce($1, now()) - priority * $4::float8 * interval '1 second', created_at, timeout_s, max_attempts, attempt,
+        tags, custom_id, batch_id, parent_id, root_id, lineage, schedule_id, callback_url, unique_key, unique_until,
+        concurrency_key, on_parent_failure, has_family, error
+    FROM gone
+    RETURNING *
+), queued AS (
+    INSERT INTO ready (job_id, pool, sort_at, kind, tenant_id)
+    SELECT id, pool, sort_at, kind, tenant_id FROM revived WHERE concurrency_key IS NULL
+), waiting AS (
+    INSERT INTO parked (job_id, reason, run_at, sort_at, pool, kind, tenant_id, concurrency_key, batch_id, follow_up)
+    SELECT id, 'limit', run_at, sort_at, pool, kind, tenant_id, concurrency_key, batch_id, parent_id IS NOT NULL
+    FROM revived WHERE concurrency_key IS NOT NULL
+)
+SELECT id, pool, gone.state, gone.tenant_id, gone.lineage, gone.has_family, gone.batch_id,
+    gone.parent_id IS NOT NULL AS follow_up, gone.concurrency_key
+FROM gone;
+
+-- name: reopen_batches
+-- A finished batch runs again; its row is locked, so that finish_due cannot miss the jobs that came back.
+WITH locked AS MATERIALIZED (
+    SELECT id, state FROM batches WHERE id = ANY($1::uuid[]) ORDER BY id FOR UPDATE
+)
+UPDATE batches SET state = 'running', run = run + 1, finished_at = NULL
+WHERE id = ANY(ARRAY(SELECT id FROM locked WHERE state = 'finished'));
+
+-- name: lock_for_change
+SELECT priority, run_at, tags FROM jobs WHERE tenant_id = $1 AND id = $2 FOR UPDATE;
+
+-- name: change_job
+UPDATE jobs SET priority = $2, run_at = $3, sort_at = $3 - $2 * $5::float8 * interval '1 second', tags = $4
+WHERE id = $1;
+
+-- name: change_ready
+-- After change_job, whose order it takes over.
+UPDATE ready SET sort_at = (SELECT sort_at FROM jobs WHERE id = $1) WHERE job_id = $1 RETURNING job_id;
+
+-- name: change_parked
+-- One that waits for its parents or a permit only keeps the new time in mind.
+UPDATE parked SET run_at = coalesce($2, run_at),
+    sort_at = coalesce($2, run_at) - $3::int * $4::float8 * interval '1 second'
+WHERE job_id = $1 RETURNING reason;
+
+-- name: delay_ready
+-- A queued job is put off, if its new time lies ahead.
+WITH moved AS (
+    DELETE FROM ready WHERE job_id = $1 AND (SELECT run_at FROM jobs WHERE id = $1) > coalesce($2, now()) RETURNING *
+)
+INSERT INTO parked (job_id, reason, run_at, sort_at, pool, kind, tenant_id, alone, concurrency_key, batch_id, follow_up)
+SELECT m.job_id, 'delayed', j.run_at, j.sort_at, m.pool, m.kind, m.tenant_id, m.alone, j.concurrency_key, j.batch_id,
+    j.parent_id IS NOT NULL
+FROM moved AS m JOIN jobs AS j ON j.id = m.job_id
+RETURNING job_id, tenant_id, concurrency_key, batch_id, follow_up;
+
+-- name: is_held
+SELECT 1 FROM held WHERE job_id = $1;
+
+-- name: register_slot
+INSERT INTO slots (supervisor_id, pool, number, host, pid, cores, kinds, version)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8) RETURNING id;
+
+-- name: beat
+-- The database's clock: a stepped clock of a host is nobody's death.
+UPDATE slots SET beat = beat + 1, beat_at = clock_timestamp() WHERE id = ANY($1::bigint[]) AND ended_at IS NULL
+RETURNING id;
+
+-- name: beats
+SELECT id, beat FROM slots WHERE ended_at IS NULL;
+
+-- name: live_slots
+SELECT s.*, (SELECT count(*) FROM held WHERE slot_id = s.id) AS running FROM slots AS s
+WHERE ended_at IS NULL ORDER BY pool, number, id;
+
+-- name: end_slot
+-- Waits for the claims that run under this row (they hold it FOR KEY SHARE); none can begin after it.
+WITH dying AS MATERIALIZED (
+    SELECT id FROM slots WHERE id = $1 AND ended_at IS NULL FOR UPDATE
+)
+UPDATE slots SET ended_at = clock_timestamp(), end_reason = $2 WHERE id = ANY(ARRAY(SELECT id FROM dying))
+RETURNING id;
+
+-- name: ended_holding
+SELECT s.id FROM slots AS s WHERE s.ended_at IS NOT NULL AND s.id = ANY(ARRAY(SELECT DISTINCT slot_id FROM held));
+
+-- name: slot_ended
+SELECT ended_at IS NOT NULL FROM slots WHERE id = $1;
+
+-- name: slot_end_reason
+SELECT end_reason FROM slots WHERE id = $1;
+
+-- name: held_by_slot
+SELECT h.job_id, h.token, h.attempt, h.claimed_at, h.tenant_id, h.batch_id, j.kind, j.pool, j.max_attempts, j.failures,
+    j.losses, j.parent_id, j.lineage, j.cancel_requested_at IS NOT NULL AS is_cancelled
+FROM held AS h JOIN jobs AS j ON j.id = h.job_id WHERE h.slot_id = $1 ORDER BY h.job_id;
+
+-- name: requested_cancels
+SELECT slot_id, job_id FROM held
+WHERE slot_id = ANY($1::bigint[])
+AND EXISTS (SELECT 1 FROM jobs WHERE id = held.job_id AND cancel_requested_at IS NOT NULL) ORDER BY job_id;
+
+-- name: get_jobs
+SELECT * FROM live_jobs WHERE tenant_id = $1 AND id = ANY($2::uuid[])
+UNION ALL
+SELECT * FROM finished_jobs WHERE tenant_id = $1 AND id = ANY($2::uuid[]);

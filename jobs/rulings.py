@@ -1,0 +1,132 @@
+"""Decides what the end of an attempt means for its job. Pure: budget, policy and size, no database."""
+
+import random
+from dataclasses import dataclass
+from typing import Literal, assert_never
+
+import orjson
+
+from jobs.model import ClaimedJob, JsonValue, NewJob
+from jobs.outcomes import Backoff, Cancelled, Completed, Failed, Problem, Released
+from jobs.results import Ended
+from jobs.states import JobState
+
+RESULT_BYTES_MAX = 1024 * 1024
+DETAIL_CHARS_MAX = 16_384
+LOSSES_MAX = 3
+# A job that was lost this often runs alone (jobs/queries.sql compares with the same number).
+LOSSES_ALONE = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Finish:
+    """The job is over. `result` and `error` are JSON text."""
+
+    job: ClaimedJob
+    waited_s: float
+    state: JobState
+    result: str | None = None
+    error: str | None = None
+    follow_ups: tuple[NewJob, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class BackOff:
+    """The attempt failed and another one follows, `after_s` from now."""
+
+    job: ClaimedJob
+    waited_s: float
+    problem: Problem
+    after_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class GiveBack:
+    """The attempt does not count; the job is queued again where it stood."""
+
+    job: ClaimedJob
+    waited_s: float
+    problem: Problem
+    outcome: Literal["released", "lost"] = "released"
+
+
+type Ruling = Finish | BackOff | GiveBack
+
+
+def rule(ended: Ended, backoff: Backoff, rng: random.Random) -> Ruling:
+    """What becomes of the job."""
+    job, waited_s = ended.job, max(0.0, ended.waited_s)
+    match ended.ending:
+        case Completed(result, follow_ups):
+            return _complete(job, waited_s, result, follow_ups)
+        case Failed(problem):
+            return _fail(job, waited_s, problem, backoff, rng)
+        case Cancelled(reason):
+            return cancelled(job, waited_s, reason)
+        case Released(reason):
+            return GiveBack(job, waited_s, Problem("released", _clean(reason)))
+        case _:
+            assert_never(ended.ending)
+
+
+def cancelled(job: ClaimedJob, waited_s: float, reason: str = "cancelled by request") -> Finish:
+    """The job ends as cancelled."""
+    problem = Problem("cancelled", reason, retryable=False)
+    return Finish(job, waited_s, JobState.CANCELLED, error=_as_text(problem))
+
+
+def lost(job: ClaimedJob, *, is_suspect: bool, reason: str) -> Ruling:
+    """What the death of its slot means for a job: a suspect pays with one of its three lives."""
+    if not is_suspect:
+        return GiveBack(job, 0.0, Problem("released", reason))
+    if job.losses + 1 < LOSSES_MAX:
+        return GiveBack(job, 0.0, Problem("worker_lost", reason), "lost")
+    detail = f"its worker died {LOSSES_MAX} times while it ran ({reason}): look at what it does"
+    return Finish(
+        job, 0.0, JobState.FAILED, error=_as_text(Problem("worker_lost", detail, retryable=False))
+    )
+
+
+def bad_result(job: ClaimedJob, waited_s: float, detail: str) -> Finish:
+    """The job fails because what it returned cannot be stored."""
+    problem = Problem("bad_result", f"what the handler returned cannot be stored: {detail}", False)
+    return Finish(job, waited_s, JobState.FAILED, error=_as_text(problem))
+
+
+def _complete(
+    job: ClaimedJob, waited_s: float, result: JsonValue, follow_ups: tuple[NewJob, ...]
+) -> Finish:
+    try:
+        text = orjson.dumps(result)
+    except TypeError as error:
+        return bad_result(job, waited_s, str(error))
+    if len(text) > RESULT_BYTES_MAX:
+        detail = (
+            f"the result has {len(text)} bytes, more than {RESULT_BYTES_MAX}: "
+            "store it and return where it is"
+        )
+        problem = Problem("result_too_large", detail, retryable=False)
+        return Finish(job, waited_s, JobState.FAILED, error=_as_text(problem))
+    return Finish(job, waited_s, JobState.SUCCEEDED, text.decode(), None, follow_ups)
+
+
+def _fail(
+    job: ClaimedJob, waited_s: float, problem: Problem, backoff: Backoff, rng: random.Random
+) -> Ruling:
+    failures = job.failures + 1
+    if not problem.retryable or failures >= job.max_attempts:
+        return Finish(job, waited_s, JobState.FAILED, error=_as_text(problem))
+    after_s = backoff.delay_s(failures, rng) if problem.after_s is None else problem.after_s
+    cleaned = Problem(problem.type, _clean(problem.detail), retryable=True)
+    return BackOff(job, waited_s, cleaned, min(max(0.0, after_s), backoff.cap_s))
+
+
+def _as_text(problem: Problem) -> str:
+    cleaned = Problem(problem.type, _clean(problem.detail), problem.retryable)
+    return orjson.dumps(cleaned.as_json()).decode()
+
+
+def _clean(detail: str) -> str:
+    """Postgres stores neither U+0000 nor half a surrogate pair, and nobody reads a megabyte."""
+    shortened = detail[:DETAIL_CHARS_MAX].replace("\x00", "\N{REPLACEMENT CHARACTER}")
+    return shortened.encode("utf-8", "replace").decode()
