@@ -6,7 +6,6 @@ One private file, written before the servers are; whoever can read it owns the s
 import json
 import secrets
 import socket
-from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -82,11 +81,20 @@ def change_port(data_dir: Path, name: str) -> EmbeddedState:
 
 def is_free(port: int) -> bool:
     """Tell whether a server could listen on this loopback port now."""
-    with socket.socket() as probe, suppress(OSError):
+    return why_not_free(port) is None
+
+
+def why_not_free(port: int, host: str = LOOPBACK) -> str | None:
+    """Return why no server could listen there now; None when one could."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        probe.bind((LOOPBACK, port))
-        return True
-    return False
+        try:
+            probe.bind((host, port))
+            probe.listen(1)
+        except OSError as error:
+            return error.strerror or str(error)
+    return None
 
 
 def free_port() -> int:

@@ -21,7 +21,7 @@ from pydantic_settings import (
 )
 
 from runtime.errors import SettingsError
-from runtime.pools import PoolSpec, default_pools, parse_pools
+from runtime.pools import PoolSpec, default_pools, format_pools, parse_pools
 
 ENV_PREFIX = "XNAI_"
 FILE_NAME = "xnai.toml"
@@ -216,6 +216,23 @@ def load_settings(**overrides: Any) -> Settings:  # noqa: ANN401 - typed by Sett
         return Settings(**overrides)
     except ValidationError as error:
         raise SettingsError("\n".join(_explain(item) for item in error.errors())) from None
+
+
+def to_environment(settings: Settings) -> dict[str, str]:
+    """Return the XNAI_ variables from which a child process builds the same settings."""
+    environment = {}
+    for name in settings.model_fields_set:
+        value = getattr(settings, name)
+        if value is None:
+            continue
+        if isinstance(value, dict):
+            value = format_pools(value)
+        elif isinstance(value, tuple):
+            value = ",".join(value)
+        environment[ENV_PREFIX + name.upper()] = str(value)
+    # Found from the working directory when it was not set: the child's may be another one.
+    environment[f"{ENV_PREFIX}DATA_DIR"] = str(settings.data_dir)
+    return environment
 
 
 def find_data_dir() -> Path:
