@@ -144,8 +144,10 @@ class CtransformersModel:
         # The library seeds its generator anew at every token: the same seed would draw the same
         # number again and again.
         greedy = request.temperature <= 0
+        # Only what was generated counts as repetition: an answer must be free to quote its sources.
+        made = self._evaluated[len(request.prompt.ids) :][-REPETITION_WINDOW:]
         return self._native.sample(
-            self._evaluated[-REPETITION_WINDOW:],
+            made,
             top_k=1 if greedy else TOP_K,
             top_p=request.top_p,
             temperature=1.0 if greedy else request.temperature,

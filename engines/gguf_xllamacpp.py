@@ -38,7 +38,8 @@ from engines.tokens import clean
 # The library hears of an abort between two batches of the prompt.
 BATCH_TOKENS = 64
 TOP_K = 40
-REPETITION_PENALTY = 1.1
+# Low, because the library counts the prompt too, and an answer must be free to quote it.
+REPETITION_PENALTY = 1.05
 CALL_TIMEOUT_S = 30.0
 
 

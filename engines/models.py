@@ -109,7 +109,7 @@ def text_model_files(
     name = spec if spec == DEFAULT_TEXT_MODEL else gguf.stem
     if backend == "xllamacpp":
         return TextModelFiles(name, backend, gguf, None, digest)
-    folder = _converted(spec, gguf, digest, models_dir)
+    folder = _converted(name, gguf, digest, models_dir)
     for file, wanted in _manifest(folder).items():
         seals.verify(folder / file, expected=wanted, seals_dir=_seals(models_dir), full=full)
     return TextModelFiles(name, backend, folder / CONVERTED_GGUF, folder / TOKENIZER, digest)
@@ -180,15 +180,15 @@ def _embed_sources(spec: str) -> tuple[tuple[Path, str | None], tuple[Path, str 
     raise ModelMissing(spec, fix)
 
 
-def _converted(spec: str, gguf: Path, digest: str, models_dir: Path) -> Path:
-    name = converted_folder(spec, digest)
+def _converted(model: str, gguf: Path, digest: str, models_dir: Path) -> Path:
+    name = converted_folder(model, digest)
     for parent in (models_dir, installed_models_dir()):
         if (parent / name).is_dir():
             return parent / name
     try:
         ensure_converted(gguf, models_dir / name, lambda _line: None)
     except OSError as error:
-        raise ModelMissing(f"converted {spec} (cannot write {models_dir}: {error})") from error
+        raise ModelMissing(f"converted {model} (cannot write {models_dir}: {error})") from error
     return models_dir / name
 
 

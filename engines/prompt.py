@@ -6,10 +6,9 @@ from dataclasses import dataclass, replace
 from engines.errors import PromptTooLong
 from engines.generate import Message, Prompt, TextModel
 
-INSTRUCTION = (
-    "Answer the question from the numbered sources only. Cite them like [1]. "
-    "If they do not hold the answer, say that you do not know."
-)
+# Chosen by trial with the default model, which is small: longer rules only confuse it.
+INSTRUCTION = "You answer questions by quoting the given sources."
+REQUEST = "Using only the sources above, answer in one or two sentences:"
 # A shorter rest of a passage says nothing and costs attention.
 MIN_PASSAGE_TOKENS = 24
 # Line ends and numbers between the parts; the whole is counted exactly before it is used.
@@ -90,5 +89,5 @@ def _render(model: TextModel, messages: Sequence[Message], passages: Sequence[Pa
     *earlier, question = messages
     if not earlier or earlier[0].role != "system":
         earlier = [Message("system", INSTRUCTION), *earlier]
-    asked = f"Sources:\n\n{sources}\n\nQuestion: {question.content}"
+    asked = f"Sources:\n\n{sources}\n\n{REQUEST} {question.content}"
     return model.chat([*earlier, replace(question, content=asked)])

@@ -10,11 +10,20 @@ import pytest
 from engines.convert import byte_alphabet
 from engines.ctransformers_library import cpu_level
 from engines.errors import ModelUnsupported, PromptTooLong, RequestInvalid
-from engines.generate import Generation, Message, Prompt, Request, TextModel
+from engines.generate import (
+    Generation,
+    Message,
+    Prompt,
+    Request,
+    TextModel,
+    load_text_model,
+)
+from engines.models import DEFAULT_TEXT_MODEL, Backend
 
 pytestmark = [pytest.mark.model, pytest.mark.xdist_group("engines-text")]
 
-CAPITAL = [Message("user", "What is the capital of France?")]
+BRIEF = Message("system", "Answer in one short sentence.")
+CAPITAL = [BRIEF, Message("user", "What is the capital of France?")]
 SCRIPTS = [
     "Hello  world\n\n 123 4567 don't",
     "Übergröße Привет мир 漢字かな交じり ١٢٣",
@@ -37,7 +46,7 @@ def greedy(model: TextModel, text: str, *, max_tokens: int = 12) -> Request:
 
 def test_it_knows_the_capital_of_france(text_model: TextModel) -> None:
     pieces: list[str] = []
-    request = greedy(text_model, "What is the capital of France?", max_tokens=24)
+    request = Request(text_model.chat(CAPITAL), max_tokens=24, temperature=0.0)
     made = text_model.generate(request, pieces.append, lambda: False)
     assert "Paris" in made.text
     assert "".join(pieces) == made.text
@@ -71,8 +80,8 @@ def test_own_tokenizer_agrees_with_llama_cpp(
 ) -> None:
     for text in SCRIPTS:
         assert on_ctransformers.tokenize(text) == on_xllamacpp.tokenize(text)
-    talk = [Message("system", "Be brief."), *CAPITAL, Message("assistant", "Paris"), *CAPITAL]
-    for messages in (CAPITAL, talk):
+    talk = [*CAPITAL, Message("assistant", "Paris"), Message("user", "漢字?")]
+    for messages in (CAPITAL, CAPITAL[1:], talk):
         assert on_ctransformers.chat(messages) == on_xllamacpp.chat(messages)
 
 
@@ -98,7 +107,7 @@ def test_drawn_seed_is_reported_and_repeats_the_text(text_model: TextModel) -> N
 
 def test_stop_string_ends_the_text_before_it(text_model: TextModel) -> None:
     pieces: list[str] = []
-    plain = greedy(text_model, "What is the capital of France?", max_tokens=24)
+    plain = Request(text_model.chat(CAPITAL), max_tokens=24, temperature=0.0)
     stopped = Request(plain.prompt, max_tokens=24, temperature=0.0, stop=("is Par",))
     made = text_model.generate(stopped, pieces.append, lambda: False)
     assert made.text == run(text_model, plain).text.split("is Par")[0]
@@ -113,9 +122,15 @@ def test_prompt_above_the_context_is_refused(text_model: TextModel) -> None:
     assert caught.value.prompt_tokens == caught.value.context_tokens == text_model.context_tokens
 
 
-def test_a_full_context_ends_by_length(on_ctransformers: TextModel) -> None:
-    ids = tuple(itertools.islice(itertools.cycle(range(300, 900)), 2044))
-    made = run(on_ctransformers, Request(Prompt(ids), max_tokens=500, temperature=0.0))
+@pytest.mark.parametrize("backend", ["ctransformers", "xllamacpp"])
+def test_a_full_context_ends_by_length(models_dir: Path, backend: Backend) -> None:
+    model = load_text_model(
+        DEFAULT_TEXT_MODEL, threads=1, models_dir=models_dir, backend=backend, context_tokens=256
+    )
+    ids = tuple(itertools.islice(itertools.cycle(range(300, 900)), 252))
+    made = run(model, Request(Prompt(ids), max_tokens=500, temperature=0.0))
+    model.close()
+    assert model.context_tokens == 256
     assert made.completion_tokens <= 4
     assert made.finish_reason in {"length", "stop"}
 
@@ -131,7 +146,8 @@ def test_abort_while_the_prompt_is_read(text_model: TextModel) -> None:
     )
     assert (made.finish_reason, made.text, made.completion_tokens) == ("aborted", "", 0)
     assert time.monotonic() - began < 3
-    assert "Paris" in run(text_model, greedy(text_model, CAPITAL[0].content)).text
+    after = Request(text_model.chat(CAPITAL), max_tokens=12, temperature=0.0)
+    assert "Paris" in run(text_model, after).text
 
 
 def test_abort_while_text_comes_keeps_what_came(text_model: TextModel) -> None:

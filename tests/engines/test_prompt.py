@@ -4,7 +4,7 @@ import pytest
 
 from engines.errors import PromptTooLong
 from engines.generate import Message, TextModel
-from engines.prompt import Passage, grounded_prompt
+from engines.prompt import INSTRUCTION, REQUEST, Passage, grounded_prompt
 
 pytestmark = [pytest.mark.model, pytest.mark.xdist_group("engines-text")]
 
@@ -33,7 +33,7 @@ def test_last_passage_is_cut_at_a_word_and_the_rest_left_out(on_ctransformers: T
     passages = [Passage(LONG, f"Part {number}") for number in range(1, 9)]
     text, used = shown(on_ctransformers, passages)
     assert 2 <= used < 8
-    last = text.split(f"[{used}] Part {used}\n")[1].split("\n\nQuestion:")[0]
+    last = text.split(f"[{used}] Part {used}\n")[1].split(f"\n\n{REQUEST}")[0]
     assert LONG.startswith(last)
     assert LONG[len(last)] == " "
 
@@ -64,4 +64,4 @@ def test_own_system_message_is_kept(on_ctransformers: TextModel) -> None:
     made = grounded_prompt(on_ctransformers, messages, [Passage("Slot 3.")], max_tokens=10)
     text = on_ctransformers.detokenize(made.prompt.ids)
     assert text.startswith("system\nAnswer in French.")
-    assert "numbered sources" not in text
+    assert INSTRUCTION not in text

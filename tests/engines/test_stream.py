@@ -1,5 +1,7 @@
 """Streaming: whole characters only, and never a piece of a stop string."""
 
+import itertools
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -32,7 +34,7 @@ def test_characters_cut_into_bytes_come_out_whole(text: str, cuts: list[int]) ->
     content = text.encode()
     edges = sorted({0, len(content), *(cut for cut in cuts if cut < len(content))})
     stream, shown = stream_of(())
-    for start, end in zip(edges, edges[1:], strict=False):
+    for start, end in itertools.pairwise(edges):
         stream.feed_bytes(content[start:end])
     assert stream.finish() == text
     assert "\ufffd" not in "".join(shown)
