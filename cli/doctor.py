@@ -74,9 +74,9 @@ def _examine(settings: Settings) -> Iterator[Finding]:
 
 def _guarded(check: str, look: Callable[[], str], fix: str) -> Finding:
     try:
-        return Finding(check, is_well=True, seen=look())
+        return Finding(check, True, look())
     except (XnaiError, OSError) as error:
-        return Finding(check, is_well=False, seen=str(error), fix=fix)
+        return Finding(check, False, str(error), fix)
 
 
 def _python() -> Finding:
@@ -100,10 +100,15 @@ def _disk(data_dir: Path) -> Finding:
 
 
 def _models(settings: Settings) -> Iterator[Finding]:
-    from engines.models import check_models
+    from engines.models import installed_models_dir, problems
 
-    for check in check_models(settings.embed_model, settings.llm_model):
-        yield Finding(f"model {check.name}", check.is_well, check.seen, check.fix)
+    found = problems(
+        installed_models_dir(), text_model=settings.llm_model, embed_model=settings.embed_model
+    )
+    if not found:
+        yield Finding("models", True, f"{settings.llm_model} and {settings.embed_model} are sound")
+    for problem in found:
+        yield Finding("models", False, str(problem), "make setup prepares the default models")
 
 
 def _api(settings: Settings) -> str:

@@ -12,7 +12,6 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import batched
-from typing import cast
 from uuid import UUID
 
 import orjson
@@ -72,14 +71,14 @@ def _queue_messages(pipe: "Redis", pool: str, ids: Sequence[UUID]) -> None:
         return
     now_ms = time.time_ns() // 1_000_000
     share = min(IDS_PER_MESSAGE_MAX, -(-len(ids) // RUNWAY))
-    scores: dict[str, int] = {}
-    for hints in batched(ids[: RUNWAY * share], share, strict=False):
+    scores: dict[str, float] = {}
+    for hints in batched(ids[: RUNWAY * share], share):
         message_id = str(hints[0])
         ids_text = tuple(map(str, hints))
         data = serialize_job(pool, ids_text, {}, None, now_ms, serializer=orjson.dumps)
         pipe.psetex(job_key_prefix + message_id, MESSAGE_TTL_MS, data)
         scores[message_id] = now_ms
-    pipe.zadd(queue_name(pool), cast("Mapping[str | bytes, float]", scores))
+    pipe.zadd(queue_name(pool), scores)
     pipe.zremrangebyrank(queue_name(pool), 0, -RUNWAY - 1)
 
 

@@ -1,0 +1,72 @@
+"""Whatever is killed, no accepted job is lost."""
+
+import pytest
+
+from tests.support.stack import Stack, wait_until
+
+JOBS = 60
+
+
+@pytest.fixture
+def own_stack(tmp_path_factory: pytest.TempPathFactory) -> "object":
+    running = Stack(tmp_path_factory.mktemp("crash"))
+    running.start()
+    yield running
+    assert running.stop() == 0
+    assert running.processes() == []
+
+
+def submit(stack: Stack) -> str:
+    """A batch of probes that take a while together."""
+    jobs = [
+        {"kind": "probe", "payload": {"sleep_s": 0.2, "echo": n}, "max_attempts": 8}
+        for n in range(JOBS)
+    ]
+    with stack.api() as api:
+        return str(api.post("/v1/batches", {"jobs": jobs})["id"])
+
+
+def wait_finished(stack: Stack, batch_id: str) -> dict[str, int]:
+    with stack.api() as api:
+
+        def is_finished() -> bool:
+            return bool(api.get(f"/v1/batches/{batch_id}")["state"] == "finished")
+
+        wait_until(is_finished, timeout_s=60, what="the batch to finish")
+        counts: dict[str, int] = api.get(f"/v1/batches/{batch_id}")["counts"]
+    return counts
+
+
+@pytest.mark.timeout(240)
+def test_sigkill_of_each_process_loses_no_accepted_job(own_stack: Stack) -> None:
+    for title in ("work probe slot", "work", "tick", "search-server", "api"):
+        batch_id = submit(own_stack)
+        for process in own_stack.titled(title):
+            process.kill()
+        own_stack.wait_ready()
+        assert wait_finished(own_stack, batch_id)["succeeded"] == JOBS, title
+
+
+@pytest.mark.timeout(240)
+def test_sigkill_of_the_servers_loses_no_accepted_job(own_stack: Stack) -> None:
+    for name in ("postgres", "valkey-server"):
+        batch_id = submit(own_stack)
+        killed = [p for p in own_stack.processes() if p.name().startswith(name[:15])]
+        assert killed, name
+        for process in killed:
+            process.kill()
+        own_stack.wait_ready()
+        assert wait_finished(own_stack, batch_id)["succeeded"] == JOBS, name
+
+
+@pytest.mark.timeout(240)
+def test_sigkill_of_everything_and_a_new_start_loses_no_accepted_job(own_stack: Stack) -> None:
+    batch_id = submit(own_stack)
+    launcher = own_stack.process
+    assert launcher is not None
+    launcher.kill()
+    for process in own_stack.processes():
+        process.kill()
+    launcher.wait()
+    own_stack.start()
+    assert wait_finished(own_stack, batch_id)["succeeded"] == JOBS
