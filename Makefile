@@ -30,7 +30,7 @@ check: setup-dev  ## format, lint, types, import contracts, links of the docs, C
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs --quiet build --strict --site-dir .venv/share/xnai/site-check
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --site-dir .venv/share/xnai/site-check
 	$(BIN)/python tools/validate_caddyfile.py Caddyfile
 
 format: setup-dev  ## rewrite the sources in the house's format

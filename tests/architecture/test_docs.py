@@ -22,10 +22,13 @@ OF_OTHERS = {"xnai.toml", "robots.txt", "convert_torch.py", "pyvenv.cfg"}
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The site, built as `make check` builds it: strictly, so that dead links and anchors fail."""
+    """The site, built as `make check` builds it: strictly, so that dead links and anchors fail.
+
+    Not with --quiet, which hides the warnings from --strict as well.
+    """
     folder = tmp_path_factory.mktemp("site")
     done = subprocess.run(
-        [sys.executable, "-m", "mkdocs", "--quiet", "build", "--strict", "--site-dir", str(folder)],
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(folder)],
         cwd=ROOT,
         env=os.environ | {"NO_MKDOCS_2_WARNING": "1"},
         capture_output=True,
