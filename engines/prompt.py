@@ -11,7 +11,7 @@ INSTRUCTION = "You answer questions by quoting the given sources."
 REQUEST = "Using only the sources above, answer in one or two sentences:"
 # A shorter rest of a passage says nothing and costs attention.
 MIN_PASSAGE_TOKENS = 24
-# Line ends and numbers between the parts; the whole is counted exactly before it is used.
+# Number and line ends of a passage; the whole is counted exactly before it is used.
 SLACK_TOKENS = 8
 
 
@@ -44,15 +44,17 @@ def grounded_prompt(
     ones are cut or left out. The messages are never cut; PromptTooLong when they do not fit alone.
     """
     room = model.context_tokens - min(max_tokens, model.context_tokens // 2)
-    chosen = _fill(model, passages, room - len(_render(model, messages, []).ids))
-    while True:
+    left = room - len(_render(model, messages, [Passage("")]).ids)
+    while chosen := _fill(model, passages, left):
         prompt = _render(model, messages, [passage for _, passage in chosen])
-        if len(prompt.ids) <= room or not chosen:
-            break
-        chosen.pop()
+        if len(prompt.ids) <= room:
+            return GroundedPrompt(prompt, tuple(place for place, _ in chosen))
+        # Tokens merge across the parts' borders, so that a sum can be off by a few: try smaller.
+        left -= len(prompt.ids) - room
+    prompt = model.chat(messages)
     if len(prompt.ids) >= model.context_tokens:
         raise PromptTooLong(len(prompt.ids), model.context_tokens)
-    return GroundedPrompt(prompt, tuple(place for place, _ in chosen))
+    return GroundedPrompt(prompt, ())
 
 
 def _fill(model: TextModel, passages: Sequence[Passage], room: int) -> list[tuple[int, Passage]]:

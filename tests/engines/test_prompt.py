@@ -61,7 +61,8 @@ def test_question_is_never_cut(on_ctransformers: TextModel) -> None:
 
 def test_own_system_message_is_kept(on_ctransformers: TextModel) -> None:
     messages = [Message("system", "Answer in French."), Message("user", QUESTION)]
-    made = grounded_prompt(on_ctransformers, messages, [Passage("Slot 3.")], max_tokens=10)
+    made = grounded_prompt(on_ctransformers, messages, [Passage(LONG)] * 8, max_tokens=10)
+    assert len(made.used) >= 2
     text = on_ctransformers.detokenize(made.prompt.ids)
     assert text.startswith("system\nAnswer in French.")
     assert INSTRUCTION not in text
