@@ -1,0 +1,85 @@
+"""The tick role: fires schedules, delivers webhooks, forgets what is old. Composes; decides
+nothing.
+
+Any number run at once: each row is taken by whoever locks it, so there is no leader to lose.
+"""
+
+import signal
+from datetime import timedelta
+from functools import partial
+from typing import TYPE_CHECKING
+
+import anyio
+import asyncpg
+
+from jobs import dispatch, retention
+from jobs.kinds import load_kinds
+from runtime import redis as runtime_redis
+from runtime.egress import EgressPolicy
+from runtime.logs import logger
+from runtime.postgres import UNREACHABLE, Pool, open_pool
+from schedules.retention import prune as prune_fires
+from schedules.ticker import Ticker
+from webhooks import outbox
+from webhooks.deliver import Deliverer, open_client
+
+if TYPE_CHECKING:
+    from runtime.settings import Settings
+
+POOL_SIZE = 8
+RETENTION_EVERY_S = 60.0
+
+log = logger("tick")
+
+
+async def run_tick(settings: "Settings") -> None:
+    """Run until SIGTERM or SIGINT; what is being sent then may finish within `grace_s`."""
+    kinds = load_kinds(settings.kinds)
+    pool = await open_pool(settings, role="tick", size=POOL_SIZE)
+    redis = runtime_redis.connect(settings)
+    client = open_client(EgressPolicy(settings.egress_allow))
+    deliverer = Deliverer(pool, client)
+    ticker = Ticker(pool, kinds, partial(dispatch.announce, redis), settings.ageing_s)
+    try:
+        async with anyio.create_task_group() as group, anyio.create_task_group() as ticking:
+            group.start_soon(partial(deliverer.run, poll_s=settings.tick_s))
+            ticking.start_soon(partial(ticker.run, poll_s=settings.tick_s))
+            ticking.start_soon(_forget, pool, settings.retention_days)
+            await _stop_signal()
+            ticking.cancel_scope.cancel()
+            deliverer.stop()
+            group.cancel_scope.deadline = anyio.current_time() + settings.grace_s
+    finally:
+        with anyio.CancelScope(shield=True), anyio.move_on_after(settings.grace_s + 1.0):
+            await client.aclose()
+            await redis.aclose()
+            await pool.close()
+
+
+async def _stop_signal() -> None:
+    with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        async for number in signals:
+            log.info("stopping", signal=signal.Signals(number).name)
+            return
+
+
+async def _forget(pool: Pool, days: int) -> None:
+    """Make the days to come their partitions, and drop what is older than `days`."""
+    while True:
+        try:
+            await _forget_once(pool, days)
+        except (*UNREACHABLE, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+            log.warning("retention_postponed", error=str(error))
+        await anyio.sleep(RETENTION_EVERY_S)
+
+
+async def _forget_once(pool: Pool, days: int) -> None:
+    async with pool.acquire() as connection:
+        await retention.make_partitions(connection)
+        while (await retention.prune(connection, days=days)).more:
+            continue
+        before = await outbox.database_now(connection) - timedelta(days=days)
+        while await outbox.prune(connection, before=before):
+            continue
+        while await prune_fires(connection, before=before):
+            continue
