@@ -6,16 +6,18 @@ The backends ignore what they cannot enforce without a word; this module is why 
 import json
 from collections.abc import Mapping
 
-from engines.errors import ModelUnsupported, RequestInvalid
+from engines.errors import EngineUnavailable, ModelUnsupported, RequestInvalid
 
 
 class JsonSchema:
     """A schema that is valid by its own metaschema (draft 2020-12 unless it says another)."""
 
     def __init__(self, schema: Mapping[str, object]) -> None:
-        """Compile it; raises RequestInvalid."""
-        import jsonschema_rs
-
+        """Compile it; raises RequestInvalid or EngineUnavailable."""
+        try:
+            import jsonschema_rs
+        except ImportError as error:
+            raise EngineUnavailable(f"jsonschema-rs cannot be loaded: {error}") from error
         try:
             self._validator = jsonschema_rs.validator_for(dict(schema))
         except (jsonschema_rs.ValidationError, jsonschema_rs.ReferencingError, ValueError) as error:
