@@ -3,6 +3,7 @@
 Everything is asked of one pinned generation. Knows nothing of models or of vector indexes.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from uuid import UUID
@@ -17,6 +18,8 @@ MAX_WORDS = 32
 COMMON_CHUNKS = 2000
 MATCHES_MAX = 5000
 ALLOWED_MAX = 100_000
+# ts_rank of one word of weight D that occurs very often (PostgreSQL docs, 12.3.3: weights).
+ONE_WORD_RANK = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,16 +40,16 @@ class Scored:
 
 @dataclass(frozen=True, slots=True)
 class Words:
-    """The words of a query as tsqueries, each with the weight that its rarity gives."""
+    """The words of a query that the collection has, as tsqueries, weighed by their rarity.
 
-    queries: tuple[str, ...]
-    weights: tuple[float, ...]
-    match: str | None
+    `matches` are tsqueries that bring candidates, to be tried in order until one does. `bound` is
+    what a chunk with every word of the query, each very often, would score.
+    """
 
-    @property
-    def bound(self) -> float:
-        """What a chunk with every word, each very often, would score."""
-        return sum(self.weights)
+    queries: tuple[str, ...] = ()
+    weights: tuple[float, ...] = ()
+    matches: tuple[str, ...] = ()
+    bound: float = 0.0
 
 
 async def lexemes(connection: Connection | Pool, query: str) -> list[str]:
@@ -64,29 +67,19 @@ async def count_chunks(
     return [row["chunks"] for row in rows]
 
 
-def match_of(collection_id: int, chunks_by_word: Mapping[str, int]) -> str | None:
-    """The tsquery that brings candidates: any of the rare words, or all of the common ones.
+def weigh(collection_id: int, chunks_by_word: Mapping[str, int], total: int) -> Words:
+    """Weigh a query's words as BM25 does, by how few of `total` chunks have them.
 
-    Rarest first until enough chunks are named, so that a question's small words cost nothing.
+    Formula: Robertson and Zaragoza, "The Probabilistic Relevance Framework", 2009, 3.1.
     """
     known = sorted((count, word) for word, count in chunks_by_word.items() if count)
-    if not known:
-        return None
-    if known[0][0] >= COMMON_CHUNKS:
-        return f"{_marker(collection_id)} & {' & '.join(_quoted(word) for _, word in known)}"
-    chosen: list[str] = []
-    named = 0
-    for count, word in known:
-        if chosen and named + count > COMMON_CHUNKS:
-            break
-        chosen.append(_quoted(word))
-        named += count
-    return f"{_marker(collection_id)} & ({' | '.join(chosen)})"
-
-
-def word_query(word: str) -> str:
-    """One word as a tsquery."""
-    return _quoted(word)
+    weights = {word: _rarity(count, total) for word, count in chunks_by_word.items()}
+    return Words(
+        queries=tuple(_quoted(word) for _, word in known),
+        weights=tuple(weights[word] / ONE_WORD_RANK for _, word in known),
+        matches=_matches(collection_id, known),
+        bound=sum(weights.values()),
+    )
 
 
 async def text_candidates(
@@ -98,20 +91,21 @@ async def text_candidates(
     limit: int,
 ) -> list[int]:
     """Vector ids of the chunks that fit the words best, best first."""
-    if words.match is None:
-        return []
-    rows = await connection.fetch(
-        QUERIES["text_candidates"],
-        pinned.collection_id,
-        pinned.generation,
-        words.match,
-        list(words.queries),
-        list(words.weights),
-        MATCHES_MAX,
-        limit,
-        *_parameters(narrowed),
-    )
-    return [row["vector_id"] for row in rows]
+    for match in words.matches:
+        rows = await connection.fetch(
+            QUERIES["text_candidates"],
+            pinned.collection_id,
+            pinned.generation,
+            match,
+            list(words.queries),
+            list(words.weights),
+            MATCHES_MAX,
+            limit,
+            *_parameters(narrowed),
+        )
+        if rows:
+            return [row["vector_id"] for row in rows]
+    return []
 
 
 async def score_candidates(
@@ -175,6 +169,31 @@ async def read_hits(
         for vector_id, score in ranked
         if (row := by_id.get(vector_id)) is not None
     )
+
+
+def _rarity(count: int, total: int) -> float:
+    count = min(count, total)
+    return math.log(1 + (total - count + 0.5) / (count + 0.5))
+
+
+def _matches(collection_id: int, known: Sequence[tuple[int, str]]) -> tuple[str, ...]:
+    """Any of the rarest words that together name enough chunks: small words cost nothing.
+
+    When all are common: chunks with all of them, or else with any.
+    """
+    if not known:
+        return ()
+    if known[0][0] >= COMMON_CHUNKS:
+        return _match(collection_id, known, " & "), _match(collection_id, known, " | ")
+    named, last = 0, 0
+    while last < len(known) and (not last or named + known[last][0] <= COMMON_CHUNKS):
+        named += known[last][0]
+        last += 1
+    return (_match(collection_id, known[:last], " | "),)
+
+
+def _match(collection_id: int, known: Sequence[tuple[int, str]], operator: str) -> str:
+    return f"{_marker(collection_id)} & ({operator.join(_quoted(word) for _, word in known)})"
 
 
 def _parameters(

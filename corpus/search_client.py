@@ -4,7 +4,9 @@ One client a process; `aclose` it. Loads no model and opens no index.
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Self
 
 import httpx
 import orjson
@@ -32,6 +34,16 @@ class SearchClient:
         self._urls: Sequence[str] = ()
         self._listed_at = float("-inf")
         self._secret: str | None = None
+
+    @classmethod
+    @asynccontextmanager
+    async def open(cls, settings: Settings, pool: Pool) -> AsyncIterator[Self]:
+        """A client for the length of the block."""
+        client = cls(pool, settings)
+        try:
+            yield client
+        finally:
+            await client.aclose()
 
     async def aclose(self) -> None:
         """Close the connections."""

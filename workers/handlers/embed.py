@@ -1,10 +1,11 @@
-"""Embeds documents, or texts on request: cut into chunks, made into vectors, stored window by window.
+"""Embeds documents, or texts on request: cut into chunks, made vectors, stored window by window.
 
 What one attempt stored, the next finds and leaves: a second run changes nothing twice. A document
 that cannot be embedded fails alone. The chunks are found by searches when the index job has run.
 """
 
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import batched
@@ -18,6 +19,7 @@ from corpus.errors import ModelMismatch
 from corpus.model import Edition, NewChunk, Text
 from engines.embed import Embedder, load_embedder
 from engines.errors import EngineError
+from engines.models import installed_models_dir
 from engines.split import Chunk, Splitter
 from jobs.errors import Fail
 from jobs.kinds import EmbedPayload
@@ -62,9 +64,19 @@ class Tally:
     failed: dict[UUID, tuple[str, str]] = field(default_factory=dict)
 
     def fail(self, document_id: UUID, error: Exception) -> None:
+        """Note why a document could not be embedded."""
         type_ = error.code if isinstance(error, EngineError) else "embedding_failed"
         self.failed[document_id] = (type_, str(error)[:500])
         self.lengths.pop(document_id, None)
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Where this attempt's chunks go, and what makes them."""
+
+    embedder: Embedder
+    collection_id: int
+    tally: Tally = field(default_factory=Tally)
 
 
 async def handle(run: Run[EmbedPayload]) -> Completed | JsonObject:
@@ -97,15 +109,16 @@ async def _embed_texts(
 async def _embed_documents(
     run: Run[EmbedPayload], embedder: Embedder, document_ids: Sequence[UUID]
 ) -> Completed:
-    collection_id = await _bound_collection(run, embedder)
-    tally = Tally()
+    target = Target(embedder, await _bound_collection(run, embedder))
+    tally = target.tally
     window: list[Work] = []
-    async for work in _missing(run, embedder, collection_id, tally):
-        window.append(work)
-        if len(window) == WINDOW:
-            await _store(run, embedder, collection_id, tally, window)
-            window = []
-    await _store(run, embedder, collection_id, tally, window)
+    async with aclosing(_missing(run, target)) as missing:
+        async for work in missing:
+            window.append(work)
+            if len(window) == WINDOW:
+                await _store(run, target, window)
+                window = []
+    await _store(run, target, window)
     if tally.failed and not tally.lengths:
         type_, detail = next(iter(tally.failed.values()))
         raise Fail(f"none of {len(tally.failed)} documents: {detail}", type_=type_)
@@ -127,15 +140,15 @@ async def _bound_collection(run: Run[EmbedPayload], embedder: Embedder) -> int:
     return collection_id
 
 
-async def _missing(
-    run: Run[EmbedPayload], embedder: Embedder, collection_id: int, tally: Tally
-) -> AsyncIterator[Work]:
+async def _missing(run: Run[EmbedPayload], target: Target) -> AsyncGenerator[Work]:
     """The chunks that are not stored yet, a few documents at a time."""
-    ids = run.payload.document_ids or ()
+    ids = tuple(dict.fromkeys(run.payload.document_ids or ()))
+    embedder, collection_id, tally = target.embedder, target.collection_id, target.tally
     splitter = Splitter(embedder.tokenizer.count, embedder.tokenizer.offsets)
     chunker = f"{SPLIT}/{splitter.max_tokens}/{embedder.digest[:16]}"
     for place, some in enumerate(batched(ids, DOCUMENTS_READ)):
-        texts = await documents.texts(run.services.postgres, collection_id, some)
+        async with run.services.postgres.acquire() as connection:
+            texts = await documents.texts(connection, collection_id, some)
         cut = await run.in_thread(partial(_split, splitter, texts, tally))
         plans = [EditionPlan(text.document_id, text.version, len(found)) for text, found in cut]
         async with run.fenced() as connection:
@@ -186,25 +199,20 @@ def _works(
 def _words(text: Text, chunk: Chunk) -> str:
     """A chunk under its title and headings: a passage alone rarely says what it is about."""
     path = [part for part in (text.title, *chunk.headings) if part]
-    heading = " › ".join(dict.fromkeys(path))[:HEADING_CHARS]
+    heading = " > ".join(dict.fromkeys(path))[:HEADING_CHARS]
     body = text.text[chunk.start : chunk.end]
     return f"{heading}\n{body}" if heading else body
 
 
-async def _store(
-    run: Run[EmbedPayload],
-    embedder: Embedder,
-    collection_id: int,
-    tally: Tally,
-    window: Sequence[Work],
-) -> None:
+async def _store(run: Run[EmbedPayload], target: Target, window: Sequence[Work]) -> None:
     """Embed one window and store it in one fenced transaction."""
+    embedder, tally = target.embedder, target.tally
     window = [work for work in window if work.document_id not in tally.failed]
     if not window:
         return
     made = await run.in_thread(partial(_embed_window, embedder, window, tally))
     async with run.fenced() as connection:
-        await chunks.store(connection, collection_id, made)
+        await chunks.store(connection, target.collection_id, made)
         await chunks.complete(connection, sorted({edition_id for edition_id, _ in made}))
 
 
@@ -230,6 +238,9 @@ def _vectors(
 ) -> list[tuple[int, NewChunk]]:
     found = _embed(embedder, [work.words for work in window], should_stop)
     rows = found.vectors.astype("<f4", copy=False)
+    # One bad number would make every segment that holds it impossible to build.
+    if not (abs(rows) <= 1.5).all():
+        raise ValueError("the model made a vector that is not finite")
     return [
         (
             work.edition_id,
@@ -237,7 +248,7 @@ def _vectors(
                 ordinal=work.ordinal,
                 start_at=work.chunk.start,
                 end_at=work.chunk.end,
-                heading=" › ".join(work.chunk.headings),
+                heading=" > ".join(work.chunk.headings),
                 words=work.words,
                 vector=row.tobytes(),
             ),
@@ -286,14 +297,13 @@ def _follow_ups(run: Run[EmbedPayload], tally: Tally) -> tuple[NewJob, ...]:
 async def _embedder(run: Run[EmbedPayload]) -> Embedder:
     """The slot's embedding model, loaded by its first job."""
     services = run.services
-    embedder = services.engines.get(ENGINE)
-    if isinstance(embedder, Embedder):
-        return embedder
-    settings = services.settings
+    kept = services.engines.get(ENGINE)
+    if isinstance(kept, Embedder):
+        return kept
+    spec = services.settings.embed_model
 
     def load(_: Callable[[], bool]) -> Embedder:
-        folder = settings.data_dir / "models"
-        return load_embedder(settings.embed_model, threads=services.cores, models_dir=folder)
+        return load_embedder(spec, threads=services.cores, models_dir=installed_models_dir())
 
     try:
         embedder = await run.in_thread(load)
