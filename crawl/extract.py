@@ -30,9 +30,26 @@ _NOT_PAGES = re.compile(
 )
 # A document type or an XML declaration with a charset makes lxml refuse a str: it is text by now.
 _DECLARATION = re.compile(r"^\s*<\?xml[^>]{0,200}\?>")
-_FALLBACK_BLOCKS = frozenset(
-    {"p", "div", "li", "tr", "pre", "blockquote", "section", "article", "br", "dt", "dd", "title"}
+_SHORT = 1000
+_MARK = "# "
+_MARKS = {**{f"h{level}": "#" * level + " " for level in range(1, 7)}, "li": "- "}
+_BLOCKS = frozenset(
+    {
+        "p",
+        "div",
+        "li",
+        "tr",
+        "pre",
+        "blockquote",
+        "section",
+        "article",
+        "br",
+        "dt",
+        "dd",
+        *_HEADINGS,
+    }
 )
+_ASIDE = ("script", "style", "noscript", "template", "nav", "footer", "aside")
 
 
 def extract_html(
@@ -79,8 +96,9 @@ def _flatten_code(tree: lxml.html.HtmlElement) -> None:
     for block in list(tree.iter("pre")):
         text, tail = block.text_content(), block.tail
         block.clear()
-        # Its one-line blocks lose their fence unless the code ends a line.
-        block.text, block.tail = text.strip("\n") + "\n", tail
+        block.tail = tail
+        code = etree.SubElement(block, "code")
+        code.text = text.strip("\n") + "\n"
 
 
 def _drop_permalinks(tree: lxml.html.HtmlElement) -> None:
@@ -159,7 +177,9 @@ def _text(tree: lxml.html.HtmlElement) -> str:
     )
     if isinstance(document, Document) and document.body is not None:
         text = clean(xmltotxt(document.body, include_formatting=True))
-        if text:
+        # On short pages without a <main>, trafilatura falls back to paragraphs alone.
+        lost = len(text) < _SHORT and _MARK not in text and tree.find(".//h1") is not None
+        if text and not lost:
             return text
     return _plain_text(tree)
 
@@ -169,14 +189,14 @@ def _plain_text(tree: lxml.html.HtmlElement) -> str:
     body = tree.find("body")
     if body is None:
         return ""
-    for element in list(body.iter("script", "style", "noscript", "template")):
+    for element in list(body.iter(*_ASIDE)):
         element.drop_tree()
     parts: list[str] = []
     for event, element in etree.iterwalk(body, events=("start", "end")):
-        block = element.tag in _FALLBACK_BLOCKS or element.tag in _HEADINGS
+        tag = str(element.tag)
+        end = "\n" if tag in _BLOCKS else ""
         if event == "start":
-            mark = "#" * int(str(element.tag)[1]) + " " if element.tag in _HEADINGS else ""
-            parts += ["\n" + mark if block else "", element.text or ""]
+            parts += [end, _MARKS.get(tag, ""), element.text or ""]
         else:
-            parts += ["\n" if block else "", element.tail or ""]
+            parts += ["\n" if tag in _HEADINGS else "", end, element.tail or ""]
     return clean("".join(parts))

@@ -123,7 +123,12 @@ class Extractor:
 
     async def _ask_idle(self, request: bytes, body: bytes) -> bytes | None:
         """Ask a parser that is there; None when there is none, or when it just went, being idle."""
-        return await self._ask_parser(self._idle.pop(), request, body) if self._idle else None
+        while self._idle:
+            parser = self._idle.pop()
+            if parser.is_alive:
+                return await self._ask_parser(parser, request, body)
+            await parser.kill()
+        return None
 
     async def _ask_parser(self, parser: "_Parser", request: bytes, body: bytes) -> bytes | None:
         """Ask, within the time limit; a parser that gave no answer is killed, also on cancel."""
@@ -179,6 +184,11 @@ class _Parser:
             await parser.kill()
             raise
         return parser
+
+    @property
+    def is_alive(self) -> bool:
+        """Tell whether it has not ended, as far as we have heard."""
+        return self._process.returncode is None
 
     async def ask(self, request: bytes, body: bytes) -> bytes | None:
         """Send a document and return the raw answer; None when the process ended instead.

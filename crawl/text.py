@@ -16,6 +16,7 @@ from crawl.pages import Reason
 _SAMPLE_BYTES = 64 * 1024
 # Random bytes hold 11 % of control characters; a page of a charset that we guessed wrong, none.
 _CONTROLS_SHARE = 0.05
+_CONTROLS_BORNE = 16
 _REPLACED_SHARE = 0.3
 _BOMS = (
     (codecs.BOM_UTF8, "utf-8"),
@@ -36,6 +37,9 @@ _META_CHARSET = re.compile(
     rb"""<meta[^>]{0,500}?charset\s*=\s*["']?\s*([\w.:-]{1,40})""", re.IGNORECASE
 )
 _META_BYTES = 4096
+_TAG = re.compile(rb"<[^<>]{1,2000}>")
+_ASCII = bytes(range(128))
+_TELLING_BYTES = 16
 
 # Only what no text begins with.
 _SIGNATURES = (
@@ -104,7 +108,7 @@ def _decode_labelled(body: bytes, label: str | None) -> str | None:
             text = _try(body, name)
             if text is not None:
                 return text
-    return _try(body, "ascii")
+    return body.decode("ascii") if body.isascii() else None
 
 
 def _try(body: bytes, name: str) -> str | None:
@@ -118,13 +122,17 @@ def _try(body: bytes, name: str) -> str | None:
 
 
 def _decode_guessed(body: bytes) -> str:
-    best = from_bytes(body[:_SAMPLE_BYTES]).best()
+    # Marks are ASCII in every charset, and only blur the picture; few odd bytes are accents.
+    sample = _TAG.sub(b" ", body)[:_SAMPLE_BYTES]
+    telling = len(sample.translate(None, _ASCII)) >= _TELLING_BYTES
+    best = from_bytes(sample).best() if telling else None
     return body.decode(best.encoding if best else "cp1252", "replace")
 
 
 def _refuse_binary(text: str) -> None:
     sample = text[:_SAMPLE_BYTES]
     controls, replaced = len(_UNWANTED.findall(sample)), sample.count("\ufffd")
-    if controls > _CONTROLS_SHARE * len(sample) or replaced > _REPLACED_SHARE * len(sample):
+    borne = max(_CONTROLS_BORNE, _CONTROLS_SHARE * len(sample))
+    if controls > borne or replaced > _REPLACED_SHARE * len(sample):
         detail = f"the document is binary: {controls} control characters and {replaced} unreadable"
         raise ExtractionError(Reason.NOT_TEXT, f"{detail} ones among {len(sample)}")

@@ -24,7 +24,7 @@ FAST = CrawlLimits(
     connect_s=2.0,
     first_byte_s=0.5,
     stall_s=0.5,
-    page_s=3.0,
+    page_s=2.0,
     host_delay_s=0.0,
     host_connections=8,
     parser_idle_s=60.0,
@@ -41,6 +41,7 @@ class Request:
 
 
 type Fault = Callable[[anyio.abc.SocketStream], Awaitable[None]]
+type Answers = dict[str, "Reply | Fault | list[Reply | Fault]"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +83,7 @@ class Site:
     """Paths and what they answer; a list answers in turn, its last entry for ever."""
 
     origin: str = ""
-    pages: dict[str, Reply | Fault | list[Reply | Fault]] = field(default_factory=dict)
+    pages: Answers = field(default_factory=dict)
     requests: list[Request] = field(default_factory=list)
 
     def url(self, path: str) -> str:
