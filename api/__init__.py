@@ -1,0 +1,1 @@
+"""HTTP in, JSON out: validates, writes and reads the ledger. Holds no job logic and loads no engine."""

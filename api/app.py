@@ -1,0 +1,145 @@
+"""Puts the API together: services, task group, middleware, routes. The composition root of one API process."""
+
+from collections.abc import AsyncIterator
+from contextlib import aclosing, asynccontextmanager
+
+import anyio
+from anyio.abc import TaskGroup
+from fastapi import FastAPI
+
+from api import openapi, translations
+from api.announcer import Announcer
+from api.auth import Authentication, Authenticator
+from api.backlog import BacklogGuard
+from api.deps import Services
+from api.middleware import Hardening
+from api.routes import (
+    batches,
+    collections,
+    documents,
+    events,
+    health,
+    jobs,
+    keys,
+    limits,
+    pools,
+    schedules,
+    search,
+    webhooks,
+    workers,
+)
+from api.submissions import Submissions
+from api.watch import Hub
+from corpus.search_client import SearchClient
+from jobs.kinds import load_kinds
+from jobs.live import LiveStream
+from runtime import redis as runtime_redis
+from runtime.egress import EgressPolicy
+from runtime.logs import logger
+from runtime.postgres import Pool, open_pool
+from runtime.settings import Settings
+from runtime.version import VERSION
+
+LAST_USES_S = 30.0
+_RESOURCES = (
+    jobs,
+    batches,
+    events,
+    search,
+    documents,
+    collections,
+    schedules,
+    webhooks,
+    pools,
+    limits,
+    workers,
+    keys,
+)
+
+log = logger("api")
+
+
+def create_app(settings: Settings) -> FastAPI:
+    """The application; its lifespan opens and closes everything that it needs."""
+    kinds = load_kinds(settings.kinds)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        async with _services(settings) as (services, owned):
+            app.state.services = services
+            yield
+            services.hub.close()
+            owned.cancel_scope.cancel()
+
+    app = FastAPI(
+        title="xnai",
+        version=VERSION,
+        summary="A durable job queue with crawling, embedding, search and generation on your own machine.",
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+        separate_input_output_schemas=False,
+        generate_unique_id_function=lambda route: route.name,
+    )
+    translations.install(app)
+    app.include_router(health.router)
+    for resource in _RESOURCES:
+        app.include_router(resource.router)
+    openapi.install(app, kinds)
+    app.add_middleware(Authentication)
+    app.add_middleware(Hardening)
+    return app
+
+
+@asynccontextmanager
+async def _services(settings: Settings) -> AsyncIterator[tuple[Services, TaskGroup]]:
+    """Open what the process holds, and run its loops; close all of it in reverse."""
+    kinds = load_kinds(settings.kinds)
+    postgres = await open_pool(settings, role="api", size=settings.api_connections)
+    redis = runtime_redis.connect(settings)
+    live = LiveStream(redis)
+    announcer = Announcer(redis, live)
+    try:
+        search = SearchClient(postgres, settings)
+        async with aclosing(search), anyio.create_task_group() as owned:
+            services = Services(
+                settings=settings,
+                kinds=kinds,
+                postgres=postgres,
+                redis=redis,
+                live=live,
+                hub=Hub(live),
+                announcer=announcer,
+                submissions=Submissions(postgres, kinds, announcer, ageing_s=settings.ageing_s),
+                backlog=BacklogGuard(postgres, kinds, backlog_max=settings.backlog_max),
+                authenticator=Authenticator(postgres),
+                search=search,
+                egress=EgressPolicy(settings.egress_allow),
+                owned=owned,
+            )
+            for loop in (services.submissions.run, announcer.run, services.hub.run):
+                owned.start_soon(loop)
+            owned.start_soon(_note_last_uses, services.authenticator)
+            yield services, owned
+    finally:
+        await redis.aclose()
+        await _close(postgres)
+
+
+async def _note_last_uses(authenticator: Authenticator) -> None:
+    """Write now and then when keys were used last; a failure costs only that note."""
+    while True:
+        await anyio.sleep(LAST_USES_S)
+        try:
+            await authenticator.write_last_uses()
+        except translations.POSTGRES_AWAY as error:
+            log.info("last_uses_not_written", error=str(error))
+
+
+async def _close(postgres: Pool) -> None:
+    """Close the pool; a server that hangs must not keep the process."""
+    with anyio.move_on_after(5, shield=True) as scope:
+        await postgres.close()
+    if scope.cancelled_caught:
+        postgres.terminate()

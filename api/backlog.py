@@ -1,0 +1,60 @@
+"""Says no to submissions while a pool's queue is full, with the time until there will be room.
+
+Depths are read at most once a second and beside the requests, so that a deep queue slows no submission down.
+"""
+
+import math
+import time
+
+import anyio
+from anyio.abc import TaskGroup
+
+from api.errors import Problem, ProblemType
+from api.translations import POSTGRES_AWAY
+from jobs import pools
+from jobs.kinds import KindRegistry
+from runtime.postgres import Pool
+
+REFRESH_S = 1.0
+# Reading depths may take this share of the time at most, however deep the queues are.
+_SHARE = 0.05
+
+
+class BacklogGuard:
+    """The last known depth of each pool."""
+
+    def __init__(self, postgres: Pool, kinds: KindRegistry, *, backlog_max: int) -> None:
+        self._postgres = postgres
+        self._kinds = kinds
+        self._backlog_max = backlog_max
+        self._pools: dict[str, pools.Pool] = {}
+        self._stale_at = 0.0
+        self._lock = anyio.Lock()
+
+    def check(self, pool_name: str, jobs: int, owner: TaskGroup) -> None:
+        """Raise Problem 429 if `jobs` more would overfill the pool; refreshes stale knowledge in `owner`."""
+        if time.monotonic() >= self._stale_at and not self._lock.locked():
+            owner.start_soon(self.refresh)
+        pool = self._pools.get(pool_name)
+        if pool is None or pool.queued + jobs <= self._backlog_max or pool.queued == 0:
+            return
+        wait_s = pools.retry_after_s(pool, pool.queued + jobs - self._backlog_max)
+        raise Problem(
+            ProblemType.QUEUE_FULL,
+            f"pool {pool_name!r} has {pool.queued} queued jobs, at most {self._backlog_max} are taken "
+            f"(XNAI_BACKLOG_MAX); at the measured rate there is room in {wait_s} s",
+            headers={"Retry-After": str(math.ceil(wait_s))},
+        )
+
+    async def refresh(self) -> None:
+        """Read the depths; without Postgres the last known ones stay."""
+        async with self._lock:
+            began = time.monotonic()
+            try:
+                async with self._postgres.acquire(timeout=REFRESH_S) as connection:
+                    found = await pools.list_pools(connection, self._kinds.pools, kinds=self._kinds)
+            except POSTGRES_AWAY:
+                found = list(self._pools.values())
+            took_s = time.monotonic() - began
+            self._pools = {pool.name: pool for pool in found}
+            self._stale_at = time.monotonic() + max(REFRESH_S, took_s / _SHARE)

@@ -1,0 +1,178 @@
+"""A job as clients ask for it, checked completely: its fields, its payload by its kind, and where it leads."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Annotated, Any, Literal, Self
+
+import orjson
+from pydantic import (
+    AfterValidator,
+    AwareDatetime,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
+
+from api.auth import Principal
+from api.errors import FieldError, Problem, ProblemType, field_error, from_pydantic
+from api.keys import Role
+from jobs.kinds import MAX_PAYLOAD_BYTES, CrawlPayload, Kind, KindRegistry, Text, UnknownKind, Url
+from jobs.model import NewJob, Unique
+from jobs.states import OnParentFailure
+from runtime.egress import EgressDenied, EgressPolicy
+
+YEAR_S = 366 * 86_400
+HORIZON = timedelta(days=10 * 366)
+
+Name = Annotated[Text, Field(min_length=1, max_length=255)]
+Tag = Annotated[Text, Field(min_length=1, max_length=128)]
+Tags = Annotated[list[Tag], Field(max_length=32)]
+Seconds = Annotated[float, Field(ge=0, le=10 * YEAR_S, allow_inf_nan=False)]
+
+
+def _within_horizon(moment: datetime) -> datetime:
+    """Postgres, Python and clients agree on these years; a job for later is a mistake in the unit."""
+    try:
+        in_utc = moment.astimezone(UTC)
+    except OverflowError:
+        in_utc = None
+    if in_utc is None or in_utc.year < 1970 or in_utc > datetime.now(UTC) + HORIZON:
+        message = f"must lie between 1970 and {HORIZON.days // 366} years from now"
+        raise ValueError(message)
+    return in_utc
+
+
+Moment = Annotated[AwareDatetime, AfterValidator(_within_horizon)]
+
+
+class RequestModel(BaseModel):
+    """Base of all request bodies: unknown fields are refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class UniqueRequest(RequestModel):
+    """At most one job with this key until it is started, finished, or `for_s` seconds have passed."""
+
+    key: Name
+    until: Literal["started", "finished", "time"] = "finished"
+    for_s: Annotated[float, Field(gt=0, le=YEAR_S)] | None = None
+
+    @model_validator(mode="after")
+    def _agree(self) -> Self:
+        if (self.until == "time") != (self.for_s is not None):
+            message = "for_s belongs to until=time, and only to it"
+            raise ValueError(message)
+        return self
+
+
+class JobRequest(RequestModel):
+    """A job to accept."""
+
+    kind: Annotated[Text, Field(min_length=1, max_length=63)]
+    payload: dict[str, Any]  # validated by the kind's own model, see `check_job`
+    priority: Annotated[int, Field(ge=0, le=9, description="9 is claimed first.")] = 4
+    run_at: Moment | None = None
+    delay_s: Seconds | None = None
+    expires_at: Moment | None = None
+    max_attempts: Annotated[int, Field(ge=1, le=100)] | None = None
+    timeout_s: Annotated[float, Field(gt=0, le=7 * 86_400)] | None = None
+    unique: UniqueRequest | None = None
+    concurrency_key: Name | None = None
+    depends_on: Annotated[list[Name], Field(max_length=1000)] = []
+    on_parent_failure: OnParentFailure = OnParentFailure.CANCEL
+    custom_id: Name | None = None
+    tags: Tags = []
+    callback_url: Url | None = None
+
+    @model_validator(mode="after")
+    def _agree(self) -> Self:
+        if self.run_at is not None and self.delay_s is not None:
+            message = "give run_at or delay_s, not both"
+            raise ValueError(message)
+        return self
+
+
+@dataclass(frozen=True, slots=True)
+class JobChecker:
+    """What decides whether a caller's job is acceptable; the same for one job, a batch's and a schedule's."""
+
+    kinds: KindRegistry
+    egress: EgressPolicy
+    role: Role
+
+    def check(self, request: JobRequest) -> NewJob | list[FieldError]:
+        """The job to enqueue, its payload as its kind's model reads it, or everything wrong with it.
+
+        Raises Problem 403 for a kind that the caller's role may not use.
+        """
+        try:
+            kind = self.kinds[request.kind]
+        except UnknownKind as error:
+            return [field_error("/kind", str(error))]
+        if kind.operators_only and self.role < Role.OPERATOR:
+            detail = f"jobs of kind {kind.name!r} need the role operator"
+            raise Problem(ProblemType.FORBIDDEN, detail)
+        payload = self._payload(kind, request)
+        if isinstance(payload, list):
+            return payload
+        denied = list(self._denied(payload, request.callback_url))
+        return denied or _new_job(request, payload)
+
+    def _payload(self, kind: Kind, request: JobRequest) -> BaseModel | list[FieldError]:
+        try:
+            payload = kind.payload.model_validate(request.payload)
+        except ValidationError as error:
+            return from_pydantic(error.errors(include_input=False), prefix=("payload",))
+        size = len(orjson.dumps(request.payload))
+        if size > MAX_PAYLOAD_BYTES:
+            detail = f"has {size} bytes as JSON, at most {MAX_PAYLOAD_BYTES} are taken"
+            return [field_error("/payload", detail)]
+        return payload
+
+    def _denied(self, payload: BaseModel, callback_url: str | None) -> Iterator[FieldError]:
+        for pointer, url in _urls(payload, callback_url):
+            try:
+                self.egress.check_literal(url)
+            except EgressDenied as error:
+                yield field_error(pointer, str(error))
+
+
+def checker(kinds: KindRegistry, egress: EgressPolicy, principal: Principal) -> JobChecker:
+    """The checker of what this caller submits."""
+    return JobChecker(kinds, egress, principal.role)
+
+
+def _urls(payload: BaseModel, callback_url: str | None) -> Iterator[tuple[str, str]]:
+    """Every address that the job would reach, with its place."""
+    if callback_url is not None:
+        yield "/callback_url", callback_url
+    if isinstance(payload, CrawlPayload):
+        if payload.url is not None:
+            yield "/payload/url", payload.url
+        for position, url in enumerate(payload.urls or ()):
+            yield f"/payload/urls/{position}", url
+
+
+def _new_job(request: JobRequest, payload: BaseModel) -> NewJob:
+    unique = request.unique
+    return NewJob(
+        kind=request.kind,
+        payload=payload.model_dump(mode="json", by_alias=True, exclude_unset=True),
+        priority=request.priority,
+        run_at=request.run_at,
+        delay_s=request.delay_s,
+        expires_at=request.expires_at,
+        max_attempts=request.max_attempts,
+        timeout_s=request.timeout_s,
+        unique=None if unique is None else Unique(unique.key, unique.until, unique.for_s),
+        concurrency_key=request.concurrency_key,
+        depends_on=tuple(request.depends_on),
+        on_parent_failure=request.on_parent_failure,
+        custom_id=request.custom_id,
+        tags=tuple(request.tags),
+        callback_url=request.callback_url,
+    )

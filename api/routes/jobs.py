@@ -1,0 +1,266 @@
+"""/v1/jobs: submit, read, list, change, cancel and retry jobs."""
+
+from typing import Annotated
+from uuid import UUID
+
+from fastapi import Path, Query, Request, Response, status
+from pydantic import Field
+
+from api import waiting
+from api.auth import Principal, Reader, Submitter
+from api.deps import (
+    LIST_DEFAULT,
+    Cursor,
+    IdempotencyKey,
+    IfNoneMatch,
+    Limit,
+    Prefer,
+    Services,
+    WithServices,
+    wait_seconds,
+)
+from api.errors import Problem, ProblemType, field_error, invalid_fields
+from api.idempotency import answer_once, fingerprint, respond
+from api.job_requests import JobRequest, Moment, RequestModel, Tags, checker
+from api.openapi import problems
+from api.paging import bad_cursor
+from api.routing import router as make_router
+from api.submissions import Submitted, enqueue, ready_of
+from api.views import AttemptView, JobView, Page, attempt_view, job_view
+from jobs import ledger, lookup
+from jobs.errors import JobNotFound, JobsRefused
+from jobs.idempotency import StoredAnswer
+from jobs.lookup import JobFilter
+from jobs.model import Job, NewJob
+from jobs.states import JobState
+from runtime.postgres import Connection
+
+router = make_router("jobs")
+
+JobId = Annotated[UUID, Path(description="The job's id.")]
+
+
+class JobPatch(RequestModel):
+    """What may change of a live job; fields left out stay."""
+
+    priority: Annotated[int, Field(ge=0, le=9)] | None = None
+    run_at: Moment | None = None
+    tags: Tags | None = None
+
+
+@router.post(
+    "/jobs",
+    status_code=status.HTTP_202_ACCEPTED,
+    response_model=JobView,
+    responses={
+        200: {
+            "model": JobView,
+            "description": "It has settled in time, or `unique` matched a job.",
+        },
+        **problems(ProblemType.IN_FLIGHT, ProblemType.TOO_LARGE, ProblemType.QUEUE_FULL),
+    },
+)
+async def submit_job(
+    request: Request,
+    services: WithServices,
+    principal: Submitter,
+    job: JobRequest,
+    idempotency_key: IdempotencyKey = None,
+    prefer: Prefer = None,
+) -> Response:
+    """Accept a job: once this answers, the job is on disk."""
+    new = checker(services.kinds, services.egress, principal).check(job)
+    if isinstance(new, list):
+        raise invalid_fields(new)
+    services.backlog.check(services.kinds[new.kind].pool, 1, services.owned)
+    try:
+        if idempotency_key is not None:
+            body = await request.body()
+            return await _submit_once(
+                services, principal, idempotency_key, new, fingerprint(request, body)
+            )
+        submitted = await services.submissions.submit(principal.tenant_id, new)
+    except JobsRefused as error:
+        fields = [field_error(r.pointer, r.detail) for r in error.refusals]
+        raise invalid_fields(fields) from None
+    wait_s = wait_seconds(prefer, services.settings.wait_max_s)
+    return await settled_response(services, principal, submitted, wait_s)
+
+
+async def _submit_once(
+    services: Services, principal: Principal, key: str, new: NewJob, request_hash: bytes
+) -> Response:
+    ready: dict[str, list[UUID]] = {}
+
+    async def work(connection: Connection) -> StoredAnswer:
+        (submitted,) = await enqueue(
+            connection,
+            principal.tenant_id,
+            [new],
+            kinds=services.kinds,
+            ageing_s=services.settings.ageing_s,
+        )
+        ready.update(ready_of([submitted.accepted]))
+        return accepted_response(submitted)
+
+    response = await answer_once(services, principal, key, request_hash, work)
+    services.announcer.announce(ready)
+    return response
+
+
+async def settled_response(
+    services: Services, principal: Principal, submitted: Submitted, wait_s: float | None
+) -> Response:
+    """200 with the settled job; 202 with what it is when it was not waited for, or when the time is over."""
+    if not wait_s:
+        return respond(accepted_response(submitted))
+    job, progress = await waiting.until_settled(
+        services, principal.tenant_id, submitted.job.id, wait_s
+    )
+    view = job_view(job, progress, deduplicated=submitted.accepted.deduplicated or None)
+    is_done = job.settled or submitted.accepted.deduplicated
+    code = status.HTTP_200_OK if is_done else status.HTTP_202_ACCEPTED
+    headers = {"Location": view.links["self"], "Preference-Applied": f"wait={wait_s:g}"}
+    return _json(view, code, headers)
+
+
+def accepted_response(submitted: Submitted) -> StoredAnswer:
+    """202 with the new job, or 200 with the one that `unique` matched."""
+    is_known = submitted.accepted.deduplicated
+    view = job_view(submitted.job, deduplicated=is_known or None)
+    code = status.HTTP_200_OK if is_known else status.HTTP_202_ACCEPTED
+    return StoredAnswer(code, {"Location": view.links["self"]}, view.model_dump_json().encode())
+
+
+def _json(view: JobView, code: int, headers: dict[str, str]) -> Response:
+    """The view as it is: FastAPI would validate it once more."""
+    return Response(view.model_dump_json(), code, headers, media_type="application/json")
+
+
+@router.get("/jobs", response_model=Page[JobView])
+async def list_jobs(
+    services: WithServices,
+    principal: Reader,
+    kind: Annotated[str | None, Query(max_length=63)] = None,
+    state: JobState | None = None,
+    batch_id: UUID | None = None,
+    tag: Annotated[str | None, Query(max_length=128)] = None,
+    cursor: Cursor = None,
+    limit: Limit = LIST_DEFAULT,
+) -> Response:
+    """The tenant's jobs, newest first."""
+    wanted = JobFilter(kind, state, batch_id, tag)
+    async with services.connection() as connection:
+        try:
+            page = await lookup.list_jobs(
+                connection, principal.tenant_id, wanted, cursor=cursor, limit=limit
+            )
+        except ValueError:
+            raise bad_cursor() from None
+    view = Page[JobView].model_construct(
+        data=[job_view(job) for job in page.jobs], next_cursor=page.next_cursor
+    )
+    return Response(view.model_dump_json(), media_type="application/json")
+
+
+@router.get(
+    "/jobs/{job_id}",
+    response_model=JobView,
+    responses={304: {"description": "Unchanged."}, **problems(ProblemType.NOT_FOUND)},
+)
+async def get_job(
+    services: WithServices,
+    principal: Reader,
+    job_id: JobId,
+    if_none_match: IfNoneMatch = None,
+    prefer: Prefer = None,
+) -> Response:
+    """A job. With `Prefer: wait=N`, once it differs from `If-None-Match`, or from what it is now."""
+    wait_s = wait_seconds(prefer, services.settings.wait_max_s)
+    known = _etags(if_none_match)
+    if wait_s is None:
+        job, progress = await waiting.read(services, principal.tenant_id, job_id)
+    else:
+        seen = next(iter(known)) if len(known) == 1 else None
+        job, progress = await waiting.until_changed(
+            services, principal.tenant_id, job_id, seen=seen, wait_s=wait_s
+        )
+    tag = waiting.etag(job, progress)
+    headers = {"ETag": tag, "Cache-Control": "private, no-cache"}
+    if wait_s is not None:
+        headers["Preference-Applied"] = f"wait={wait_s:g}"
+    if tag in known or "*" in known:
+        return Response(status_code=status.HTTP_304_NOT_MODIFIED, headers=headers)
+    return _json(job_view(job, progress), status.HTTP_200_OK, headers)
+
+
+def _etags(header: str | None) -> set[str]:
+    """The entity tags of If-None-Match; weak ones compare as strong (RFC 9110 §13.1.2)."""
+    tags = (tag.strip().removeprefix("W/") for tag in (header or "").split(","))
+    return {tag for tag in tags if tag}
+
+
+@router.patch("/jobs/{job_id}", responses=problems(ProblemType.NOT_FOUND, ProblemType.CONFLICT))
+async def change_job(
+    services: WithServices, principal: Submitter, job_id: JobId, patch: JobPatch
+) -> JobView:
+    """Change a live job's priority, tags, or the time of a waiting one."""
+    async with services.transaction() as connection:
+        ready = await ledger.change(
+            connection,
+            principal.tenant_id,
+            job_id,
+            priority=patch.priority,
+            run_at=patch.run_at,
+            tags=patch.tags,
+            ageing_s=services.settings.ageing_s,
+        )
+        job = await lookup.get(connection, principal.tenant_id, job_id)
+    services.announcer.announce(ready)
+    services.announcer.changed(principal.tenant_id, [job_id])
+    return job_view(job)
+
+
+@router.post("/jobs/{job_id}/cancel", responses=problems(ProblemType.NOT_FOUND))
+async def cancel_job(services: WithServices, principal: Submitter, job_id: JobId) -> JobView:
+    """Cancel a job and what it created. Idempotent; a finished job stays as it is."""
+    async with services.transaction() as connection:
+        result = await ledger.cancel(connection, principal.tenant_id, [job_id])
+        if job_id in result.missing:
+            raise JobNotFound(job_id)
+    services.announcer.announce(result.ready)
+    touched = {job_id, *result.cancelled, *(i for ids in result.requested.values() for i in ids)}
+    services.announcer.changed(principal.tenant_id, touched, result.batches)
+    await services.finish_batches(principal.tenant_id, result.batches)
+    return job_view(await _read(services, principal, job_id))
+
+
+@router.post(
+    "/jobs/{job_id}/retry", responses=problems(ProblemType.NOT_FOUND, ProblemType.CONFLICT)
+)
+async def retry_job(services: WithServices, principal: Submitter, job_id: JobId) -> JobView:
+    """Queue a finished job again with a new budget, its history kept. Idempotent; a live job stays as it is."""
+    async with services.transaction() as connection:
+        result = await ledger.retry(connection, principal.tenant_id, [job_id])
+        if job_id in result.missing:
+            raise JobNotFound(job_id)
+        if job_id in result.key_taken:
+            raise Problem(ProblemType.CONFLICT, "another live job holds this job's unique key")
+    services.announcer.announce(result.ready)
+    services.announcer.changed(principal.tenant_id, [job_id])
+    return job_view(await _read(services, principal, job_id))
+
+
+@router.get("/jobs/{job_id}/attempts", responses=problems(ProblemType.NOT_FOUND))
+async def list_attempts(
+    services: WithServices, principal: Reader, job_id: JobId
+) -> Page[AttemptView]:
+    """Every attempt of a job, oldest first, the running one included."""
+    async with services.connection() as connection:
+        found = await lookup.attempts(connection, principal.tenant_id, job_id)
+    return Page[AttemptView](data=[attempt_view(attempt) for attempt in found])
+
+
+async def _read(services: Services, principal: Principal, job_id: UUID) -> Job:
+    async with services.connection() as connection:
+        return await lookup.get(connection, principal.tenant_id, job_id)

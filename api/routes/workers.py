@@ -1,0 +1,43 @@
+"""/v1/workers: the live slots, what they may run and what they hold."""
+
+from datetime import datetime
+from uuid import UUID
+
+from pydantic import ConfigDict
+
+from api.auth import Operator
+from api.deps import WithServices
+from api.routing import router as make_router
+from api.views import Page, View
+from jobs import slots
+
+router = make_router("workers")
+
+
+class SlotView(View):
+    """A slot: one pinned process of a pool."""
+
+    model_config = ConfigDict(from_attributes=True)
+
+    id: int
+    supervisor_id: UUID
+    pool: str
+    number: int
+    host: str
+    pid: int
+    cores: list[int]
+    kinds: list[str]
+    version: str
+    started_at: datetime
+    beat: int
+    beat_at: datetime
+    running: int
+
+
+@router.get("/workers")
+async def list_workers(services: WithServices, principal: Operator) -> Page[SlotView]:
+    """Every live slot."""
+    del principal
+    async with services.connection() as connection:
+        found = await slots.live(connection)
+    return Page[SlotView](data=[SlotView.model_validate(slot) for slot in found])
