@@ -1,6 +1,7 @@
 """What the ends of jobs entail for others: dependents, ancestors, keys, callbacks, batches.
 
-Collected while jobs end, applied once, in the one order of locks: jobs by id, families, keys, batches.
+Collected while jobs end, applied once, in the one order of locks: jobs by id, families, keys,
+batches.
 Jobs to which nothing is tied never come here.
 """
 
@@ -67,7 +68,8 @@ class Aftermath:
     async def end_waiting(self, verdicts: Mapping[UUID, Verdict]) -> list[Over]:
         """End jobs that nobody holds, whose rows the caller has locked; held ones are left out.
 
-        A sweeper may queue a job between two looks, without locking its row: ask until none is missed.
+        A sweeper may queue a job between two looks, without locking its row: ask until none is
+        missed.
         """
         over: list[Over] = []
         left = dict(verdicts)

@@ -63,7 +63,9 @@ async def claim(
 
 
 async def assert_held(connection: Connection, job_id: UUID, token: Token) -> None:
-    """Lock the attempt's hold until the caller's transaction ends; raise StaleToken when it is lost."""
+    """Lock the attempt's hold until the caller's transaction ends; raise StaleToken when it is
+    lost.
+    """
     if await connection.fetchval(QUERIES["assert_held"], job_id, token) is None:
         message = f"job {job_id} is no longer held by token {token}: stop, another attempt has it"
         raise StaleToken(message)

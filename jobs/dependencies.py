@@ -72,7 +72,9 @@ async def lock_parents(
 async def follow_duplicates(
     connection: Connection, tenant_id: TenantId, entries: Sequence[Entry], parents: Parents
 ) -> None:
-    """Who depends on a job of this set whose unique key was taken depends on the holder of that key."""
+    """Who depends on a job of this set whose unique key was taken depends on the holder of that
+    key.
+    """
     holders = {entry.id: entry.duplicate_of for entry in entries if entry.duplicate_of is not None}
     affected = [entry for entry in entries if entry.parents & holders.keys()]
     if not affected:

@@ -6,7 +6,7 @@ from datetime import datetime
 from itertools import batched
 from uuid import UUID
 
-from jobs import dependencies, permits, uniqueness
+from jobs import dependencies, uniqueness
 from jobs.aftermath import Aftermath, Verdict
 from jobs.counts import NO_SLOT
 from jobs.errors import Cancel, JobsRefused, Refusal
@@ -81,7 +81,8 @@ async def enqueue_follow_ups(
 ) -> list[Accepted]:
     """Accept jobs that `parent` creates, in a transaction that has already asserted its token.
 
-    They inherit tenant and batch, and keep every ancestor unsettled until they end. Raises Cancel when
+    They inherit tenant and batch, and keep every ancestor unsettled until they end. Raises Cancel
+    when
     somebody asked to cancel the parent, since what it creates would have to be cancelled with it.
     """
     if not jobs:
@@ -151,8 +152,6 @@ class _Placing:
         aftermath.deltas.add(origin.batch_id, "total", len(entries), follow_up=origin.follow_up)
         for chunk in batched(entries, ROWS_A_STATEMENT):
             await self._insert_chunk(chunk, aftermath)
-        if aftermath.released:
-            await permits.make_limits(self.connection, aftermath.released)
         await self._meet_parents(entries, aftermath)
         for ids in aftermath.ready.values():
             self.states.update(dict.fromkeys(ids, JobState.QUEUED))

@@ -39,7 +39,9 @@ class BatchNotFound(LedgerError):
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """One invalid job of a set: its position (0-based), the field as a JSON pointer, and what is wrong."""
+    """One invalid job of a set: its position (0-based), the field as a JSON pointer, and what is
+    wrong.
+    """
 
     position: int
     pointer: str

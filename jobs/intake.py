@@ -84,7 +84,9 @@ def _custom_ids(jobs: Sequence[NewJob], refusals: list[Refusal]) -> dict[str, in
 def _parents_first(
     jobs: Sequence[NewJob], custom_ids: dict[str, int], refusals: list[Refusal]
 ) -> Sequence[int]:
-    """Positions with parents before their children, so that ids, which are locked in order, are too."""
+    """Positions with parents before their children, so that ids, which are locked in order, are
+    too.
+    """
     if not any(job.depends_on for job in jobs):
         return range(len(jobs))
     graph = {
@@ -94,7 +96,7 @@ def _parents_first(
     try:
         return list(TopologicalSorter(graph).static_order())
     except CycleError as error:
-        circle = sorted({position for position in error.args[1]})
+        circle = sorted(set(error.args[1]))
         detail = f"jobs {', '.join(map(str, circle))} wait for each other: break the circle"
         refusals.append(Refusal(circle[0], "/depends_on", detail))
         return range(len(jobs))

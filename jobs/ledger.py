@@ -1,10 +1,13 @@
-"""The ledger: the one door to a job's durable life. It never announces; its callers do, after the commit.
+"""The ledger: the one door to a job's durable life. It never announces; its callers do, after the
+commit.
 
     enqueue ─► ready ─claim─► held ─record─► history
        └─► parked ─promote_due─► ready           └─► parked (backoff), ready (released)
 
-Every verb takes a connection and joins the caller's transaction; outside of one it commits by itself.
-Locks are taken in one order everywhere: slot, jobs by id, families, keys, batches (docs/decisions/0006).
+Every verb takes a connection and joins the caller's transaction; outside of one it commits by
+itself.
+Locks are taken in one order everywhere: slot, jobs by id, families, keys, batches
+(docs/decisions/0006).
 """
 
 from jobs.cancel import cancel

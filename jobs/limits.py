@@ -1,13 +1,26 @@
 """Limits: how many jobs of one `concurrency_key` may be queued or running, by permits.
 
-A job holds a permit exactly while it is in `ready` or `held`; `limits.in_use` counts them under the row's lock.
+A job holds a permit exactly while it is in `ready` or `held`; `limits.in_use` counts them under
+the row's lock.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from datetime import datetime
 
+import asyncpg
+
+from jobs import permits
+from jobs.aftermath import Aftermath
+from jobs.counts import NO_SLOT
 from jobs.model import TenantId
+from jobs.permits import Key
 from jobs.results import Ready
+from jobs.transactions import joined
 from runtime.postgres import Connection
+from runtime.sql import load_queries
+
+QUERIES = load_queries("jobs")
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,14 +37,40 @@ async def put(
     connection: Connection, tenant_id: TenantId, key: str, concurrency: int
 ) -> tuple[Limit, Ready]:
     """Set a key's limit. A raise queues waiting jobs (announce them); a cut lets running ones end."""
-    raise NotImplementedError
+    async with joined(connection):
+        await connection.execute(QUERIES["put_limit"], tenant_id, key, concurrency)
+        ready = await _fill(connection, [(tenant_id, key)], None)
+        rows = await connection.fetch(QUERIES["list_limits"], tenant_id, key)
+    return _limit_from(rows[0]), ready
 
 
 async def list_limits(connection: Connection, tenant_id: TenantId) -> list[Limit]:
     """Every limit of the tenant, by key."""
-    raise NotImplementedError
+    rows = await connection.fetch(QUERIES["list_limits"], tenant_id, None)
+    return [_limit_from(row) for row in rows]
 
 
 async def audit(connection: Connection, limit: int = 100) -> Ready:
     """Correct counters that differ from what is queued and running, and give out free permits."""
-    raise NotImplementedError
+    async with joined(connection):
+        rows = await connection.fetch(QUERIES["limits_to_audit"], limit)
+        keys = sorted((TenantId(row["tenant_id"]), row["key"]) for row in rows)
+        if not keys:
+            return {}
+        tenant_ids, names = permits.columns(keys)
+        # Locked by a statement of its own, so that the count sees whoever had the lock before.
+        await connection.fetch(QUERIES["lock_limits"], tenant_ids, names)
+        await connection.execute(QUERIES["correct_limits"], tenant_ids, names)
+        return await _fill(connection, keys, None)
+
+
+async def _fill(connection: Connection, keys: Iterable[Key], now: datetime | None) -> Ready:
+    aftermath = Aftermath(connection, NO_SLOT, now)
+    for tenant_id, key in keys:
+        aftermath.wait_for_permit(tenant_id, key)
+    await aftermath.apply([])
+    return aftermath.ready_by_pool()
+
+
+def _limit_from(row: asyncpg.Record) -> Limit:
+    return Limit(row["key"], row["concurrency"], row["in_use"], row["waiting"])

@@ -1,12 +1,24 @@
-"""Reads jobs. Each answer comes from one snapshot, so a job that moves is neither missed nor seen twice."""
+"""Reads jobs. Each answer comes from one snapshot, so a job that moves is neither missed nor seen
+twice.
+"""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
+from hashlib import blake2b
+from typing import assert_never
 from uuid import UUID
 
-from jobs.model import Attempt, Job, TenantId
-from jobs.states import JobState
+import asyncpg
+import orjson
+
+from jobs import cursors
+from jobs.errors import JobNotFound
+from jobs.model import Attempt, Counts, Job, SlotId, TenantId
+from jobs.states import JobState, ScheduledReason
 from runtime.postgres import Connection
+from runtime.sql import load_queries
+
+QUERIES = load_queries("jobs")
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,17 +41,23 @@ class JobPage:
 
 async def get(connection: Connection, tenant_id: TenantId, job_id: UUID) -> Job:
     """Read one job; raises JobNotFound."""
-    raise NotImplementedError
+    found = await get_many(connection, tenant_id, [job_id])
+    if not found:
+        raise JobNotFound(job_id)
+    return found[0]
 
 
 async def get_many(connection: Connection, tenant_id: TenantId, ids: Sequence[UUID]) -> list[Job]:
     """Read those of the jobs that exist, in the order given."""
-    raise NotImplementedError
+    rows = await connection.fetch(QUERIES["get_jobs"], tenant_id, list(ids))
+    found = {row["id"]: job_from(row) for row in rows}
+    return [found[job_id] for job_id in ids if job_id in found]
 
 
 def version(job: Job) -> str:
     """A short text that differs whenever anything of the job that a reader sees does (for an ETag)."""
-    raise NotImplementedError
+    seen = orjson.dumps(astuple(job), default=str, option=orjson.OPT_NON_STR_KEYS)
+    return blake2b(seen, digest_size=12).hexdigest()
 
 
 async def list_jobs(
@@ -54,9 +72,102 @@ async def list_jobs(
 
     Raises ValueError for a cursor that no page gave.
     """
-    raise NotImplementedError
+    query, extra = _list_query(job_filter)
+    rows = await connection.fetch(
+        QUERIES[query],
+        tenant_id,
+        cursors.read_id(cursor),
+        job_filter.kind,
+        job_filter.tag,
+        limit + 1,
+        *extra,
+    )
+    jobs = tuple(job_from(row) for row in rows[:limit])
+    return JobPage(jobs, cursors.after_id(jobs[-1].id) if len(rows) > limit else None)
+
+
+def _list_query(job_filter: JobFilter) -> tuple[str, tuple[object, ...]]:
+    if job_filter.batch_id is not None:
+        return "list_batch", (job_filter.batch_id, job_filter.state)
+    match job_filter.state:
+        case None:
+            return "list_all", ()
+        case JobState.SCHEDULED | JobState.QUEUED | JobState.RUNNING | JobState.FAILED:
+            return f"list_{job_filter.state}", ()
+        case JobState.SUCCEEDED | JobState.CANCELLED:
+            return "list_finished", (job_filter.state,)
+        case _:
+            assert_never(job_filter.state)
 
 
 async def attempts(connection: Connection, tenant_id: TenantId, job_id: UUID) -> list[Attempt]:
     """Every attempt of a job, oldest first, the running one included; raises JobNotFound."""
-    raise NotImplementedError
+    rows = await connection.fetch(QUERIES["attempts"], tenant_id, job_id)
+    if not rows and not await connection.fetch(QUERIES["known_jobs"], tenant_id, [job_id]):
+        raise JobNotFound(job_id)
+    return [
+        Attempt(
+            attempt=row["attempt"],
+            slot_id=None if row["slot_id"] is None else SlotId(row["slot_id"]),
+            started_at=row["started_at"],
+            finished_at=row["finished_at"],
+            outcome=row["outcome"],
+            error=row["error"],
+        )
+        for row in rows
+    ]
+
+
+def job_from(row: asyncpg.Record) -> Job:
+    """Read a job from a row of the views live_jobs or finished_jobs with its family's counts."""
+    state = JobState(row["state"])
+    reason = row["state_reason"]
+    return Job(
+        id=row["id"],
+        tenant_id=TenantId(row["tenant_id"]),
+        kind=row["kind"],
+        pool=row["pool"],
+        state=state,
+        state_reason=None if reason is None else ScheduledReason(reason),
+        settled=state.is_terminal and (not _has_family(row) or row["settled_at"] is not None),
+        payload=row["payload"],
+        priority=row["priority"],
+        tags=tuple(row["tags"]),
+        custom_id=row["custom_id"],
+        batch_id=row["batch_id"],
+        parent_id=row["parent_id"],
+        schedule_id=row["schedule_id"],
+        attempt=row["attempt"],
+        max_attempts=row["max_attempts"],
+        run_at=row["run_at"],
+        created_at=row["created_at"],
+        started_at=row["started_at"],
+        finished_at=row["finished_at"],
+        expires_at=row["expires_at"],
+        cancel_requested_at=row["cancel_requested_at"],
+        follow_ups=_follow_ups(row),
+        result=row["result"],
+        error=row["error"],
+        slot_id=None if row["slot_id"] is None else SlotId(row["slot_id"]),
+        callback_url=row["callback_url"],
+        concurrency_key=row["concurrency_key"],
+    )
+
+
+def _has_family(row: asyncpg.Record) -> bool:
+    """Whether the counts are there: retention forgets them with the jobs that they count."""
+    return row["follow_total"] is not None
+
+
+def _follow_ups(row: asyncpg.Record) -> Counts:
+    if not _has_family(row):
+        return Counts()
+    return Counts(
+        total=row["follow_total"],
+        scheduled=row["follow_scheduled"],
+        queued=row["follow_queued"],
+        running=row["follow_running"],
+        succeeded=row["follow_succeeded"],
+        failed=row["follow_failed"],
+        cancelled=row["follow_cancelled"],
+    )

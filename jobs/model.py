@@ -30,7 +30,9 @@ class Unique:
 
 @dataclass(frozen=True, slots=True)
 class NewJob:
-    """A job to enqueue: its payload already valid for its kind. `depends_on` holds ids or custom_ids."""
+    """A job to enqueue: its payload already valid for its kind. `depends_on` holds ids or
+    custom_ids.
+    """
 
     kind: str
     payload: JsonObject

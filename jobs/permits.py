@@ -1,6 +1,7 @@
 """Gives out the permits of `concurrency_key`s under the lock of the key's row.
 
-A job holds a permit exactly while it is in `ready` or `held`. It always waits in `parked` first (`limit`), so that
+A job holds a permit exactly while it is in `ready` or `held`. It always waits in `parked` first
+(`limit`), so that
 this is the one place where a permit is taken.
 """
 
@@ -8,11 +9,16 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from uuid import UUID
 
+import asyncpg
+
 from jobs.model import TenantId
 from runtime.postgres import Connection
 from runtime.sql import load_queries
 
 QUERIES = load_queries("jobs")
+
+# A row may be pruned between making and locking it, but hardly twice.
+_TRIES = 4
 
 type Key = tuple[TenantId, str]
 
@@ -27,12 +33,6 @@ class Promoted:
     follow_up: bool
 
 
-async def make_limits(connection: Connection, keys: Iterable[Key]) -> None:
-    """Make rows for keys that are used for the first time."""
-    tenant_ids, names = _columns(keys)
-    await connection.execute(QUERIES["make_limits"], tenant_ids, names)
-
-
 async def fill(connection: Connection, released: Mapping[Key, int]) -> list[Promoted]:
     """Take `released` permits of each key back and queue as many waiting jobs as are now permitted.
 
@@ -40,16 +40,29 @@ async def fill(connection: Connection, released: Mapping[Key, int]) -> list[Prom
     """
     if not released:
         return []
-    free: dict[Key, int] = {}
-    for row in await connection.fetch(QUERIES["lock_limits"], *_columns(released)):
-        key = (TenantId(row["tenant_id"]), row["key"])
-        free[key] = max(0, row["concurrency"] - row["in_use"] + released[key])
+    in_reach = await _lock(connection, released)
+    free = {key: max(0, n + released[key]) for key, n in in_reach.items()}
     promoted, taken = await _promote(connection, {key: n for key, n in free.items() if n})
     changed = {key: taken.get(key, 0) - released[key] for key in free}
     changed = {key: n for key, n in changed.items() if n}
     if changed:
-        await connection.execute(QUERIES["add_permits"], *_columns(changed), list(changed.values()))
+        await connection.execute(QUERIES["add_permits"], *columns(changed), list(changed.values()))
     return promoted
+
+
+async def _lock(connection: Connection, keys: Iterable[Key]) -> dict[Key, int]:
+    """Lock the keys' rows, making those that are missing; answers the permits that each has left."""
+    wanted = sorted(keys)
+    rows: list[asyncpg.Record] = []
+    for _ in range(_TRIES):
+        rows = await connection.fetch(QUERIES["lock_limits"], *columns(wanted))
+        if len(rows) == len(wanted):
+            break
+        # Used for the first time, or pruned while it was idle.
+        await connection.execute(QUERIES["make_limits"], *columns(wanted))
+    return {
+        (TenantId(row["tenant_id"]), row["key"]): row["concurrency"] - row["in_use"] for row in rows
+    }
 
 
 async def _promote(
@@ -57,9 +70,7 @@ async def _promote(
 ) -> tuple[list[Promoted], dict[Key, int]]:
     if not free:
         return [], {}
-    rows = await connection.fetch(
-        QUERIES["promote_permitted"], *_columns(free), list(free.values())
-    )
+    rows = await connection.fetch(QUERIES["promote_permitted"], *columns(free), list(free.values()))
     taken: dict[Key, int] = {}
     for row in rows:
         key = (TenantId(row["tenant_id"]), row["key"])
@@ -70,6 +81,7 @@ async def _promote(
     return promoted, taken
 
 
-def _columns(keys: Iterable[Key]) -> tuple[list[int], list[str]]:
+def columns(keys: Iterable[Key]) -> tuple[list[int], list[str]]:
+    """The keys as the two arrays that the queries take."""
     pairs = list(keys)
     return [tenant_id for tenant_id, _ in pairs], [name for _, name in pairs]

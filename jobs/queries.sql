@@ -102,8 +102,8 @@ SELECT id, reason FROM placed WHERE reason IS NOT NULL;
 
 -- name: add_to_families
 -- Every ancestor of new follow-ups waits for them before it is settled.
-INSERT INTO families AS f (job_id, tenant_id, open, total)
-SELECT ancestor, $2, $3, $3 FROM unnest($1::uuid[]) AS ancestor ORDER BY ancestor
+INSERT INTO families AS f (job_id, tenant_id, root_id, open, total)
+SELECT ancestor, $2, ($1::uuid[])[1], $3, $3 FROM unnest($1::uuid[]) AS ancestor ORDER BY ancestor
 ON CONFLICT (job_id) DO UPDATE SET open = f.open + EXCLUDED.open, total = f.total + EXCLUDED.total, settled_at = NULL;
 
 -- name: mark_family
@@ -540,7 +540,7 @@ WHERE id = ANY(ARRAY(SELECT id FROM locked WHERE state = 'finished'));
 SELECT priority, run_at, tags FROM jobs WHERE tenant_id = $1 AND id = $2 FOR UPDATE;
 
 -- name: change_job
-UPDATE jobs SET priority = $2, run_at = $3, sort_at = $3 - $2 * $5::float8 * interval '1 second', tags = $4
+UPDATE jobs SET priority = $2, run_at = $3::timestamptz, sort_at = $3::timestamptz - $2::int2 * $5::float8 * interval '1 second', tags = $4
 WHERE id = $1;
 
 -- name: change_ready
@@ -611,6 +611,403 @@ WHERE slot_id = ANY($1::bigint[])
 AND EXISTS (SELECT 1 FROM jobs WHERE id = held.job_id AND cancel_requested_at IS NOT NULL) ORDER BY job_id;
 
 -- name: get_jobs
-SELECT * FROM live_jobs WHERE tenant_id = $1 AND id = ANY($2::uuid[])
+-- One statement, one snapshot: a job that moves this moment is in exactly one of the two.
+WITH page AS MATERIALIZED (
+    SELECT * FROM live_jobs WHERE tenant_id = $1 AND id = ANY($2::uuid[])
+    UNION ALL
+    SELECT * FROM finished_jobs WHERE tenant_id = $1 AND id = ANY($2::uuid[])
+)
+SELECT page.*, f.settled_at, f.total AS follow_total, f.scheduled AS follow_scheduled, f.queued AS follow_queued,
+    f.running AS follow_running, f.succeeded AS follow_succeeded, f.failed AS follow_failed,
+    f.cancelled AS follow_cancelled
+FROM page LEFT JOIN LATERAL (SELECT * FROM family_counts WHERE job_id = page.id OFFSET 0) AS f ON page.has_family;
+
+-- name: list_all
+-- The newest of both halves; each half stops at the page's size.
+WITH page AS MATERIALIZED (
+    (SELECT * FROM live_jobs WHERE tenant_id = $1 AND id < $2 AND ($3::text IS NULL OR kind = $3) AND ($4::text IS NULL OR $4 = ANY(tags))
+    ORDER BY id DESC LIMIT $5)
+    UNION ALL
+    (SELECT * FROM finished_jobs WHERE tenant_id = $1 AND id < $2 AND ($3::text IS NULL OR kind = $3) AND ($4::text IS NULL OR $4 = ANY(tags))
+    ORDER BY id DESC LIMIT $5)
+    ORDER BY id DESC LIMIT $5
+)
+SELECT page.*, f.settled_at, f.total AS follow_total, f.scheduled AS follow_scheduled, f.queued AS follow_queued,
+    f.running AS follow_running, f.succeeded AS follow_succeeded, f.failed AS follow_failed,
+    f.cancelled AS follow_cancelled
+FROM page LEFT JOIN LATERAL (SELECT * FROM family_counts WHERE job_id = page.id OFFSET 0) AS f ON page.has_family ORDER BY page.id DESC;
+
+-- name: list_scheduled
+-- The narrow table of a state finds its jobs, however many others there are.
+WITH page AS MATERIALIZED (
+    SELECT * FROM live_jobs
+    WHERE tenant_id = $1 AND id < $2 AND ($3::text IS NULL OR kind = $3) AND ($4::text IS NULL OR $4 = ANY(tags))
+    AND EXISTS (SELECT 1 FROM parked WHERE job_id = live_jobs.id)
+    ORDER BY id DESC LIMIT $5
+)
+SELECT page.*, f.settled_at, f.total AS follow_total, f.scheduled AS follow_scheduled, f.queued AS follow_queued,
+    f.running AS follow_running, f.succeeded AS follow_succeeded, f.failed AS follow_failed,
+    f.cancelled AS follow_cancelled
+FROM page LEFT JOIN LATERAL (SELECT * FROM family_counts WHERE job_id = page.id OFFSET 0) AS f ON page.has_family ORDER BY page.id DESC;
+
+-- name: list_queued
+-- As list_scheduled.
+WITH page AS MATERIALIZED (
+    SELECT * FROM live_jobs
+    WHERE tenant_id = $1 AND id < $2 AND ($3::text IS NULL OR kind = $3) AND ($4::text IS NULL OR $4 = ANY(tags))
+    AND EXISTS (SELECT 1 FROM ready WHERE job_id = live_jobs.id)
+    ORDER BY id DESC LIMIT $5
+)
+SELECT page.*, f.settled_at, f.total AS follow_total, f.scheduled AS follow_scheduled, f.queued AS follow_queued,
+    f.running AS follow_running, f.succeeded AS follow_succeeded, f.failed AS follow_failed,
+    f.cancelled AS follow_cancelled
+FROM page LEFT JOIN LATERAL (SELECT * FROM family_counts WHERE job_id = page.id OFFSET 0) AS f ON page.has_family ORDER BY page.id DESC;
+
+-- name: list_running
+-- As list_scheduled.
+WITH page AS MATERIALIZED (
+    SELECT * FROM live_jobs
+    WHERE tenant_id = $1 AND id < $2 AND ($3::text IS NULL OR kind = $3) AND ($4::text IS NULL OR $4 = ANY(tags))
+    AND EXISTS (SELECT 1 FROM held WHERE job_id = live_jobs.id)
+    ORDER BY id DESC LIMIT $5
+)
+SELECT page.*, f.settled_at, f.total AS follow_total, f.scheduled AS follow_scheduled, f.queued AS follow_queued,
+    f.running AS follow_running, f.succeeded AS follow_succeeded, f.failed AS follow_failed,
+    f.cancelled AS follow_cancelled
+FROM page LEFT JOIN LATERAL (SELECT * FROM family_counts WHERE job_id = page.id OFFSET 0) AS f ON page.has_family ORDER BY page.id DESC;
+
+-- name: list_finished
+-- Succeeded or cancelled.
+WITH page AS MATERIALIZED (
+    SELECT * FROM finished_jobs
+    WHERE tenant_id = $1 AND id < $2 AND ($3::text IS NULL OR kind = $3) AND ($4::text IS NULL OR $4 = ANY(tags))
+    AND state = $6
+    ORDER BY id DESC LIMIT $5
+)
+SELECT page.*, f.settled_at, f.total AS follow_total, f.scheduled AS follow_scheduled, f.queued AS follow_queued,
+    f.running AS follow_running, f.succeeded AS follow_succeeded, f.failed AS follow_failed,
+    f.cancelled AS follow_cancelled
+FROM page LEFT JOIN LATERAL (SELECT * FROM family_counts WHERE job_id = page.id OFFSET 0) AS f ON page.has_family ORDER BY page.id DESC;
+
+-- name: list_failed
+-- Dead letters: the condition is spelled out so that it matches their index in any plan.
+WITH page AS MATERIALIZED (
+    SELECT * FROM finished_jobs
+    WHERE tenant_id = $1 AND id < $2 AND ($3::text IS NULL OR kind = $3) AND ($4::text IS NULL OR $4 = ANY(tags))
+    AND state = 'failed'
+    ORDER BY id DESC LIMIT $5
+)
+SELECT page.*, f.settled_at, f.total AS follow_total, f.scheduled AS follow_scheduled, f.queued AS follow_queued,
+    f.running AS follow_running, f.succeeded AS follow_succeeded, f.failed AS follow_failed,
+    f.cancelled AS follow_cancelled
+FROM page LEFT JOIN LATERAL (SELECT * FROM family_counts WHERE job_id = page.id OFFSET 0) AS f ON page.has_family ORDER BY page.id DESC;
+
+-- name: list_batch
+-- A batch has its own indexes; its size bounds the work, whatever the other conditions.
+WITH page AS MATERIALIZED (
+    SELECT * FROM (
+        SELECT * FROM live_jobs WHERE batch_id = $6
+        UNION ALL
+        SELECT * FROM finished_jobs WHERE batch_id = $6
+    ) AS own
+    WHERE tenant_id = $1 AND id < $2 AND ($3::text IS NULL OR kind = $3) AND ($4::text IS NULL OR $4 = ANY(tags))
+    AND ($7::text IS NULL OR state = $7)
+    ORDER BY id DESC LIMIT $5
+)
+SELECT page.*, f.settled_at, f.total AS follow_total, f.scheduled AS follow_scheduled, f.queued AS follow_queued,
+    f.running AS follow_running, f.succeeded AS follow_succeeded, f.failed AS follow_failed,
+    f.cancelled AS follow_cancelled
+FROM page LEFT JOIN LATERAL (SELECT * FROM family_counts WHERE job_id = page.id OFFSET 0) AS f ON page.has_family ORDER BY page.id DESC;
+
+-- name: attempts
+-- Ended attempts, the one that ended the job (told by its history row), and the one that runs.
+SELECT attempt, slot_id, started_at, finished_at, outcome, error FROM attempts WHERE tenant_id = $1 AND job_id = $2
 UNION ALL
-SELECT * FROM finished_jobs WHERE tenant_id = $1 AND id = ANY($2::uuid[]);
+SELECT attempt, slot_id, started_at, finished_at, state, error FROM history
+WHERE tenant_id = $1 AND id = $2 AND started_at IS NOT NULL
+UNION ALL
+SELECT attempt, slot_id, claimed_at, NULL, NULL, NULL FROM held WHERE tenant_id = $1 AND job_id = $2
+ORDER BY attempt, finished_at;
+
+-- name: create_batch
+INSERT INTO batches (id, tenant_id, state, tags, callback_url, created_at)
+VALUES ($1, $2, $3, $4, $5, coalesce($6, now()));
+
+-- name: take_part
+-- Waits for whoever adds the same part at this moment.
+INSERT INTO batch_parts (batch_id, part_key, request_hash, jobs) VALUES ($1, $2, $3, $4)
+ON CONFLICT DO NOTHING RETURNING jobs;
+
+-- name: known_part
+SELECT request_hash, jobs FROM batch_parts WHERE batch_id = $1 AND part_key = $2;
+
+-- name: batch_state
+SELECT state FROM batches WHERE tenant_id = $1 AND id = $2;
+
+-- name: lock_batch_state
+-- After the jobs of a part were written, since batches are locked last: a seal waits for them or they for it.
+SELECT state FROM batches WHERE tenant_id = $1 AND id = $2 FOR SHARE;
+
+-- name: seal_batch
+UPDATE batches SET state = 'running' WHERE tenant_id = $1 AND id = $2 AND state = 'open';
+
+-- name: get_batch
+SELECT * FROM counted_batches WHERE tenant_id = $1 AND id = $2;
+
+-- name: list_batches
+SELECT * FROM counted_batches
+WHERE tenant_id = $1 AND id < $2 AND ($3::text IS NULL OR state = $3) ORDER BY id DESC LIMIT $4;
+
+-- name: live_of_batch
+SELECT id FROM jobs WHERE batch_id = $1 AND id > $2 ORDER BY id LIMIT $3;
+
+-- name: unsuccessful_of_batch
+SELECT id FROM history WHERE batch_id = $1 AND id > $2 AND state IN ('failed', 'cancelled') ORDER BY id LIMIT $3;
+
+-- name: batch_results
+-- In the order of the transactions that finished them, below the oldest one still open: a reader skips nothing.
+WITH ended AS MATERIALIZED (
+    SELECT xid, tenant_id, id, finished_at FROM history
+    WHERE batch_id = $2 AND parent_id IS NULL AND (xid, id) > ($3::text::xid8, $4::uuid)
+    AND xid < pg_snapshot_xmin(pg_current_snapshot())
+    ORDER BY xid, id LIMIT $5
+), page AS MATERIALIZED (
+    SELECT j.*, e.xid FROM ended AS e
+    CROSS JOIN LATERAL (
+        SELECT * FROM finished_jobs WHERE tenant_id = e.tenant_id AND id = e.id AND finished_at = e.finished_at
+    ) AS j WHERE j.tenant_id = $1
+)
+SELECT page.*, page.xid::text AS xid_text, f.settled_at, f.total AS follow_total, f.scheduled AS follow_scheduled, f.queued AS follow_queued,
+    f.running AS follow_running, f.succeeded AS follow_succeeded, f.failed AS follow_failed,
+    f.cancelled AS follow_cancelled
+FROM page LEFT JOIN LATERAL (SELECT * FROM family_counts WHERE job_id = page.id OFFSET 0) AS f ON page.has_family ORDER BY page.xid, page.id;
+
+-- name: lock_due_batches
+-- Batches that look finished; the next statement looks again, under their locks.
+SELECT b.id FROM batches AS b
+WHERE b.state = 'running' AND ($1::uuid[] IS NULL OR b.id = ANY($1))
+AND NOT EXISTS (
+    SELECT 1 FROM batch_counts WHERE batch_id = b.id
+    HAVING sum(total + follow_total) <> sum(
+        succeeded + failed + cancelled + follow_succeeded + follow_failed + follow_cancelled)
+)
+ORDER BY b.id LIMIT $2 FOR UPDATE OF b SKIP LOCKED;
+
+-- name: finish_batches
+-- A statement of its own, so that it sees what was committed before the locks were taken.
+WITH finished AS (
+    UPDATE batches AS b SET state = 'finished', finished_at = coalesce($2, now())
+    WHERE id = ANY($1::uuid[]) AND state = 'running' AND NOT EXISTS (
+        SELECT 1 FROM batch_counts WHERE batch_id = b.id
+        HAVING sum(total + follow_total) <> sum(
+            succeeded + failed + cancelled + follow_succeeded + follow_failed + follow_cancelled)
+    )
+    RETURNING *
+), told AS (
+    INSERT INTO events (at, tenant_id, type, batch_id, data)
+    SELECT coalesce($2, now()), tenant_id, 'batch.finished', id, jsonb_build_object('run', run) FROM finished
+), owed AS (
+    INSERT INTO outbox (tenant_id, url, type, occurred_at, data, due_at)
+    SELECT tenant_id, callback_url, 'batch.finished', coalesce($2, now()),
+        jsonb_build_object('id', id, 'state', state, 'run', run, 'tags', to_jsonb(tags), 'created_at', created_at,
+            'finished_at', finished_at),
+        coalesce($2, now())
+    FROM finished WHERE callback_url IS NOT NULL
+)
+SELECT id FROM finished ORDER BY id;
+
+-- name: add_events
+INSERT INTO events (tenant_id, type, job_id, batch_id, data)
+SELECT * FROM unnest($1::int[], $2::text[], $3::uuid[], $4::uuid[], $5::jsonb[]);
+
+-- name: tenant_events
+-- Below the oldest open transaction: whoever reads on from the last row skips nothing. From the cursor's own row on,
+-- since one row may stand for two events.
+SELECT xid::text AS xid, n, at, type, kind, job_id, batch_id, settled, data FROM events
+WHERE tenant_id = $1 AND (xid, n) >= ($2::text::xid8, $3) AND xid < pg_snapshot_xmin(pg_current_snapshot())
+ORDER BY events.xid, n LIMIT $4;
+
+-- name: batch_events
+SELECT xid::text AS xid, n, at, type, kind, job_id, batch_id, settled, data FROM events
+WHERE tenant_id = $1 AND batch_id = $5 AND (xid, n) >= ($2::text::xid8, $3)
+AND xid < pg_snapshot_xmin(pg_current_snapshot()) ORDER BY events.xid, n LIMIT $4;
+
+-- name: job_events
+SELECT xid::text AS xid, n, at, type, kind, job_id, batch_id, settled, data FROM events
+WHERE tenant_id = $1 AND job_id = $5 AND (xid, n) >= ($2::text::xid8, $3)
+AND xid < pg_snapshot_xmin(pg_current_snapshot()) ORDER BY events.xid, n LIMIT $4;
+
+-- name: events_dropped
+SELECT xid::text FROM events_dropped;
+
+-- name: latest_event
+-- Everything below is readable now, everything that commits later comes after.
+SELECT pg_snapshot_xmin(pg_current_snapshot())::text;
+
+-- name: lock_wait
+SELECT current_setting('lock_timeout');
+
+-- name: limit_wait
+SELECT set_config('lock_timeout', $1, true);
+
+-- name: begin_request
+-- The row is the lock: whoever repeats the request waits here until the first has committed or is gone.
+INSERT INTO idempotency_keys (tenant_id, key, request_hash) VALUES ($1, $2, $3) ON CONFLICT DO NOTHING RETURNING true;
+
+-- name: known_request
+SELECT request_hash, status, headers, body FROM idempotency_keys WHERE tenant_id = $1 AND key = $2;
+
+-- name: finish_request
+UPDATE idempotency_keys SET status = $3, headers = $4, body = $5 WHERE tenant_id = $1 AND key = $2;
+
+-- name: pause_pool
+INSERT INTO pools AS p (name, paused_at, paused_by, paused_reason) VALUES ($1, now(), $2, $3)
+ON CONFLICT (name) DO UPDATE SET paused_at = now(), paused_by = EXCLUDED.paused_by, paused_reason = EXCLUDED.paused_reason
+WHERE p.paused_at IS NULL;
+
+-- name: resume_pool
+UPDATE pools SET paused_at = NULL, paused_by = NULL, paused_reason = NULL WHERE name = $1;
+
+-- name: list_pools
+WITH queued AS MATERIALIZED (
+    SELECT pool AS name, count(*) AS jobs FROM ready GROUP BY pool
+), running AS MATERIALIZED (
+    SELECT s.pool AS name, count(*) AS jobs FROM held AS h JOIN slots AS s ON s.id = h.slot_id GROUP BY s.pool
+), live AS MATERIALIZED (
+    SELECT pool AS name, count(*) AS slots FROM slots WHERE ended_at IS NULL GROUP BY pool
+), names AS (
+    SELECT unnest($1::text[]) AS name
+    UNION SELECT name FROM pools WHERE paused_at IS NOT NULL
+    UNION SELECT name FROM queued
+    UNION SELECT name FROM running
+    UNION SELECT name FROM live
+)
+SELECT names.name, p.paused_at, p.paused_by, p.paused_reason, coalesce(queued.jobs, 0) AS queued,
+    coalesce(running.jobs, 0) AS running, coalesce(live.slots, 0) AS slots,
+    extract(epoch FROM clock_timestamp() - head.since)::float8 AS oldest_s
+FROM names
+LEFT JOIN pools AS p ON p.name = names.name
+LEFT JOIN queued ON queued.name = names.name
+LEFT JOIN running ON running.name = names.name
+LEFT JOIN live ON live.name = names.name
+LEFT JOIN LATERAL (
+    SELECT greatest(j.created_at, j.run_at) AS since FROM ready AS r JOIN jobs AS j ON j.id = r.job_id
+    WHERE r.pool = names.name ORDER BY r.sort_at, r.job_id LIMIT 1
+) AS head ON true
+ORDER BY names.name;
+
+-- name: drained
+-- The last jobs that ended, at most a minute back: what the queues really drain at.
+SELECT kind, count(*) AS jobs, extract(epoch FROM clock_timestamp() - min(min(at)) OVER ())::float8 AS within_s
+FROM (
+    SELECT kind, at FROM events
+    WHERE at > now() - interval '1 minute' AND type IN ('job.succeeded', 'job.failed', 'job.cancelled')
+    ORDER BY xid DESC, n DESC LIMIT $1
+) AS lately GROUP BY kind;
+
+-- name: unannounced
+-- The first jobs of every pool that is not empty (found by skipping from pool to pool along the index).
+WITH RECURSIVE pool AS (
+    (SELECT pool AS name FROM ready ORDER BY pool LIMIT 1)
+    UNION ALL
+    SELECT (SELECT r.pool FROM ready AS r WHERE r.pool > pool.name ORDER BY r.pool LIMIT 1) FROM pool
+    WHERE pool.name IS NOT NULL
+)
+SELECT pool.name AS pool, head.job_id
+FROM pool CROSS JOIN LATERAL (
+    SELECT r.job_id, r.sort_at FROM ready AS r WHERE r.pool = pool.name ORDER BY r.sort_at, r.job_id LIMIT $2
+) AS head
+JOIN jobs AS j ON j.id = head.job_id
+WHERE pool.name IS NOT NULL AND NOT EXISTS (SELECT 1 FROM pools WHERE name = pool.name AND paused_at IS NOT NULL)
+AND greatest(j.created_at, j.run_at) < coalesce($3, now()) - $1::float8 * interval '1 second'
+ORDER BY pool.name, head.sort_at, head.job_id;
+
+-- name: put_limit
+INSERT INTO limits (tenant_id, key, concurrency, is_set) VALUES ($1, $2, $3, true)
+ON CONFLICT (tenant_id, key) DO UPDATE SET concurrency = EXCLUDED.concurrency, is_set = true;
+
+-- name: list_limits
+SELECT l.key, l.concurrency, l.in_use,
+    (SELECT count(*) FROM parked AS p
+     WHERE p.reason = 'limit' AND p.tenant_id = l.tenant_id AND p.concurrency_key = l.key) AS waiting
+FROM limits AS l WHERE l.tenant_id = $1 AND ($2::text IS NULL OR l.key = $2) ORDER BY l.key;
+
+-- name: limits_to_audit
+-- Some of the keys in use, others each time, and those that jobs wait for without a row.
+SELECT tenant_id, key FROM (
+    SELECT tenant_id, key FROM limits WHERE in_use > 0
+    UNION
+    SELECT tenant_id, concurrency_key FROM parked WHERE reason = 'limit'
+) AS used ORDER BY random() LIMIT $1;
+
+-- name: correct_limits
+-- Under the rows' locks. A permit is held by every live job of the key that is not parked.
+UPDATE limits AS l SET in_use = actual.permits
+FROM (
+    SELECT k.tenant_id, k.key,
+        (SELECT count(*) FROM jobs AS j WHERE j.tenant_id = k.tenant_id AND j.concurrency_key = k.key)
+        - (SELECT count(*) FROM parked AS p WHERE p.tenant_id = k.tenant_id AND p.concurrency_key = k.key) AS permits
+    FROM unnest($1::int[], $2::text[]) AS k (tenant_id, key)
+) AS actual
+WHERE l.tenant_id = actual.tenant_id AND l.key = actual.key AND l.in_use <> actual.permits;
+
+-- name: make_partitions
+SELECT sum(create_day_partitions(parent, (coalesce($2, now()) AT TIME ZONE 'UTC')::date, $1))::int
+FROM unnest(ARRAY['history', 'attempts', 'events']) AS parent;
+
+-- name: drop_partitions
+SELECT drop_day_partitions($1, (coalesce($3, now()) AT TIME ZONE 'UTC')::date - $2::int);
+
+-- name: prune_history_default
+-- Rows of a day that had no partition.
+DELETE FROM history_default WHERE ctid = ANY(ARRAY(
+    SELECT ctid FROM history_default WHERE finished_at < coalesce($3, now()) - $1::int * interval '1 day' LIMIT $2));
+
+-- name: prune_attempts_default
+DELETE FROM attempts_default WHERE ctid = ANY(ARRAY(
+    SELECT ctid FROM attempts_default WHERE finished_at < coalesce($3, now()) - $1::int * interval '1 day' LIMIT $2));
+
+-- name: prune_events_default
+WITH gone AS (
+    DELETE FROM events_default WHERE ctid = ANY(ARRAY(
+        SELECT ctid FROM events_default WHERE at < coalesce($3, now()) - $1::int * interval '1 day' LIMIT $2))
+    RETURNING xid
+)
+UPDATE events_dropped SET xid = greatest(xid, (SELECT max(xid) FROM gone)) WHERE EXISTS (SELECT 1 FROM gone);
+
+-- name: prune_idempotency_keys
+DELETE FROM idempotency_keys WHERE ctid = ANY(ARRAY(
+    SELECT ctid FROM idempotency_keys
+    WHERE created_at < coalesce($3, now()) - $1::int * interval '1 day' ORDER BY created_at LIMIT $2
+    FOR UPDATE SKIP LOCKED));
+
+-- name: prune_families
+-- The head's history row is gone by then, and so are its descendants'.
+DELETE FROM families WHERE ctid = ANY(ARRAY(
+    SELECT ctid FROM families WHERE settled_at < coalesce($3, now()) - $1::int * interval '1 day' LIMIT $2
+    FOR UPDATE SKIP LOCKED));
+
+-- name: prune_unique_keys
+DELETE FROM unique_keys WHERE ctid = ANY(ARRAY(
+    SELECT ctid FROM unique_keys WHERE expires_at < coalesce($2, now()) LIMIT $1
+    FOR UPDATE SKIP LOCKED));
+
+-- name: prune_limits
+-- Rows that nobody has set and no live job needs; whoever enqueues makes them again.
+DELETE FROM limits WHERE ctid = ANY(ARRAY(
+    SELECT ctid FROM limits AS l WHERE NOT is_set AND in_use = 0 AND NOT EXISTS (
+        SELECT 1 FROM jobs WHERE tenant_id = l.tenant_id AND concurrency_key = l.key)
+    LIMIT $1 FOR UPDATE SKIP LOCKED));
+
+-- name: prune_batches
+WITH gone AS (
+    DELETE FROM batches WHERE id = ANY(ARRAY(
+        SELECT id FROM batches WHERE finished_at < coalesce($3, now()) - $1::int * interval '1 day' LIMIT $2
+        FOR UPDATE SKIP LOCKED))
+    RETURNING id
+), counts AS (
+    DELETE FROM batch_counts WHERE batch_id = ANY(ARRAY(SELECT id FROM gone))
+), parts AS (
+    DELETE FROM batch_parts WHERE batch_id = ANY(ARRAY(SELECT id FROM gone))
+)
+SELECT count(*) FROM gone;

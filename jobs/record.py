@@ -20,7 +20,8 @@ from runtime.sql import load_queries
 
 QUERIES = load_queries("jobs")
 
-# What one row can do to the statement of a whole batch: bad data, a broken check, too deep, a deadlock.
+# What one row can do to the statement of a whole batch: bad data, a broken check, too deep, a
+# deadlock.
 _BAD_ROW = (
     JobsRefused,
     asyncpg.DataError,
@@ -41,10 +42,12 @@ async def record(
     now: datetime | None = None,
     backoff: Backoff | None = None,
 ) -> Recorded:
-    """Record a batch of endings in one transaction: outcomes, follow-ups, events and callbacks owed.
+    """Record a batch of endings in one transaction: outcomes, follow-ups, events and callbacks
+    owed.
 
     Call it outside of a transaction: it opens and commits its own, and when the batch fails it goes
-    row by row, so that one bad row fails alone (`bad_result`). Inside one it uses savepoints. What is
+    row by row, so that one bad row fails alone (`bad_result`). Inside one it uses savepoints. What
+    is
     no longer held by its token is not written and answered as `stale`.
     """
     if not ended:

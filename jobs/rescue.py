@@ -1,4 +1,6 @@
-"""Takes the jobs of a dead slot back, each in a transaction of its own, so that none can wedge the rest."""
+"""Takes the jobs of a dead slot back, each in a transaction of its own, so that none can wedge the
+rest.
+"""
 
 import random
 from collections.abc import Collection, Mapping
@@ -46,7 +48,7 @@ async def rescue(
         tally = _Tally()
         for row in rows:
             job = _claimed(row, slot_id)
-            ruling = _rule(row, job, started, endings or {}, reason)
+            ruling = _rule(row, job, started, endings or {}, reason=reason)
             book = RulingBook(connection, slot_id, kinds, now)
             tally.add(ruling, await book.write_alone(ruling), is_cancelled=row["is_cancelled"])
     return tally.total()
@@ -57,6 +59,7 @@ def _rule(
     job: ClaimedJob,
     started: Collection[UUID] | None,
     endings: Mapping[UUID, tuple[Token, Ending]],
+    *,
     reason: str,
 ) -> Ruling:
     token, ending = endings.get(job.id, (None, None))

@@ -13,7 +13,9 @@ type Ready = Mapping[str, tuple[UUID, ...]]
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """An attempt that ended. `waited_s` lies between claim and start, by the slot's monotonic clock."""
+    """An attempt that ended. `waited_s` lies between claim and start, by the slot's monotonic
+    clock.
+    """
 
     job: ClaimedJob
     ending: Ending
@@ -24,7 +26,8 @@ class Ended:
 class Recorded:
     """What `record` did.
 
-    `stale` ids were no longer held by their token: nothing of them was written. `settled` are jobs whose
+    `stale` ids were no longer held by their token: nothing of them was written. `settled` are jobs
+    whose
     last descendant ended, ancestors included. `batches` may be finished: pass them to
     `batches.finish_due` after the commit.
     """
@@ -37,7 +40,8 @@ class Recorded:
 
 @dataclass(frozen=True, slots=True)
 class CancelResult:
-    """What became of each id: over at once, asked of its slot, over before, or unknown in this tenant.
+    """What became of each id: over at once, asked of its slot, over before, or unknown in this
+    tenant.
 
     `ready` jobs took over a permit; `batches` may be finished.
     """

@@ -4,6 +4,20 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from runtime.postgres import Connection
+from runtime.sql import load_queries
+
+QUERIES = load_queries("jobs")
+
+_PARTITIONED = ("history", "attempts", "events")
+# Rows older than the given days; the others have their own measure of age.
+_AGED = (
+    "prune_history_default",
+    "prune_attempts_default",
+    "prune_events_default",
+    "prune_idempotency_keys",
+    "prune_families",
+    "prune_batches",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,15 +32,28 @@ class Pruned:
 async def make_partitions(
     connection: Connection, *, days_ahead: int = 8, now: datetime | None = None
 ) -> int:
-    """Make sure that the days to come have their partitions; answers how many were made."""
-    raise NotImplementedError
+    """Make sure that today and the days to come have their partitions; answers how many were made."""
+    made: int = await connection.fetchval(QUERIES["make_partitions"], days_ahead, now)
+    return made
 
 
 async def prune(
     connection: Connection, *, days: int, limit: int = 10_000, now: datetime | None = None
 ) -> Pruned:
-    """Drop partitions whose last row is older than `days`, and up to `limit` rows of what hangs on them.
+    """Drop partitions whose last row is older than `days`, and up to `limit` rows of what hangs on
+    them.
 
     Call it outside of a transaction: each partition and each step commits by itself.
     """
-    raise NotImplementedError
+    partitions: list[str] = []
+    for parent in _PARTITIONED:
+        partitions += await connection.fetchval(QUERIES["drop_partitions"], parent, days, now)
+    counts = [_count(await connection.execute(QUERIES[query], days, limit, now)) for query in _AGED]
+    counts.append(_count(await connection.execute(QUERIES["prune_unique_keys"], limit, now)))
+    counts.append(_count(await connection.execute(QUERIES["prune_limits"], limit)))
+    return Pruned(tuple(partitions), sum(counts), any(count >= limit for count in counts))
+
+
+def _count(status: str) -> int:
+    """The number of rows in a command's status, `DELETE 3`."""
+    return int(status.rsplit(" ", 1)[1])

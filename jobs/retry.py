@@ -6,7 +6,7 @@ from uuid import UUID
 
 import asyncpg
 
-from jobs import families, permits
+from jobs import families
 from jobs.aftermath import Aftermath
 from jobs.counts import NO_SLOT
 from jobs.enqueue import DEFAULT_AGEING_S
@@ -28,9 +28,11 @@ async def retry(
     now: datetime | None = None,
     ageing_s: float = DEFAULT_AGEING_S,
 ) -> RetryResult:
-    """Queue terminal jobs again; live ones are left as they are, so that repeating it changes nothing.
+    """Queue terminal jobs again; live ones are left as they are, so that repeating it changes
+    nothing.
 
-    Attempt numbers keep growing, `expires_at` is dropped. A finished batch runs again with `run` + 1.
+    Attempt numbers keep growing, `expires_at` is dropped. A finished batch runs again with `run` +
+    1.
     """
     asked = list(dict.fromkeys(ids))
     async with joined(connection):
@@ -98,8 +100,6 @@ async def _reopen(
             aftermath.deltas.add(row["batch_id"], "scheduled", follow_up=follow_up)
             aftermath.wait_for_permit(TenantId(row["tenant_id"]), key)
     await changes.write(connection, None)
-    if aftermath.released:
-        await permits.make_limits(connection, aftermath.released)
     await aftermath.fill_permits()
     batches = aftermath.deltas.batches
     if batches:

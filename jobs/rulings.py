@@ -60,7 +60,7 @@ def rule(ended: Ended, backoff: Backoff, rng: random.Random) -> Ruling:
         case Completed(result, follow_ups):
             return _complete(job, waited_s, result, follow_ups)
         case Failed(problem):
-            return _fail(job, waited_s, problem, backoff, rng)
+            return _fail(job, waited_s, problem, backoff=backoff, rng=rng)
         case Cancelled(reason):
             return cancelled(job, waited_s, reason)
         case Released(reason):
@@ -89,7 +89,8 @@ def lost(job: ClaimedJob, *, is_suspect: bool, reason: str) -> Ruling:
 
 def bad_result(job: ClaimedJob, waited_s: float, detail: str) -> Finish:
     """The job fails because what it returned cannot be stored."""
-    problem = Problem("bad_result", f"what the handler returned cannot be stored: {detail}", False)
+    facts = f"what the handler returned cannot be stored: {detail}"
+    problem = Problem("bad_result", facts, retryable=False)
     return Finish(job, waited_s, JobState.FAILED, error=_as_text(problem))
 
 
@@ -111,7 +112,12 @@ def _complete(
 
 
 def _fail(
-    job: ClaimedJob, waited_s: float, problem: Problem, backoff: Backoff, rng: random.Random
+    job: ClaimedJob,
+    waited_s: float,
+    problem: Problem,
+    *,
+    backoff: Backoff,
+    rng: random.Random,
 ) -> Ruling:
     failures = job.failures + 1
     if not problem.retryable or failures >= job.max_attempts:

@@ -118,6 +118,7 @@ CREATE INDEX jobs_list ON jobs (tenant_id, id);
 CREATE INDEX jobs_by_batch ON jobs (batch_id, id) WHERE batch_id IS NOT NULL;
 CREATE INDEX jobs_by_root ON jobs (root_id) WHERE root_id IS NOT NULL;
 CREATE UNIQUE INDEX jobs_custom_id ON jobs (batch_id, custom_id) WHERE custom_id IS NOT NULL AND parent_id IS NULL;
+CREATE INDEX jobs_by_key ON jobs (tenant_id, concurrency_key) WHERE concurrency_key IS NOT NULL;
 CREATE INDEX jobs_expiring ON jobs (expires_at) WHERE expires_at IS NOT NULL;
 
 -- Queued: what can be claimed, in claim order. `alone`: a suspect, which runs with nothing beside it.
@@ -151,6 +152,7 @@ CREATE TABLE parked (
     CHECK (reason <> 'limit' OR concurrency_key IS NOT NULL)
 );
 CREATE INDEX parked_due ON parked (run_at) WHERE reason IN ('delayed', 'backoff');
+CREATE INDEX parked_by_key ON parked (tenant_id, concurrency_key) WHERE concurrency_key IS NOT NULL;
 CREATE INDEX parked_for_permit ON parked (tenant_id, concurrency_key, sort_at) WHERE reason = 'limit';
 
 -- Running: held by (slot, token). Every write of an attempt checks its token here, in its own transaction.
@@ -228,6 +230,7 @@ CREATE TABLE attempts (
 CREATE TABLE families (
     job_id        uuid PRIMARY KEY,
     tenant_id     int NOT NULL,
+    root_id       uuid NOT NULL,
     open          int NOT NULL DEFAULT 0 CHECK (open >= 0),
     total         int NOT NULL DEFAULT 0,
     succeeded     int NOT NULL DEFAULT 0,
@@ -253,11 +256,13 @@ CREATE TABLE unique_keys (
     CHECK ((until = 'time') = (expires_at IS NOT NULL))
 );
 
+-- How many jobs of a `concurrency_key` may be queued or running. Rows that nobody has set come and go with their jobs.
 CREATE TABLE limits (
     tenant_id    int NOT NULL,
     key          text NOT NULL,
     concurrency  int NOT NULL DEFAULT 1 CHECK (concurrency >= 0),
     in_use       int NOT NULL DEFAULT 0 CHECK (in_use >= 0),
+    is_set       boolean NOT NULL DEFAULT false,
     PRIMARY KEY (tenant_id, key)
 ) WITH (fillfactor = 50);
 
@@ -291,6 +296,13 @@ CREATE TABLE events (
 CREATE INDEX events_order ON events (xid, n);
 CREATE INDEX events_by_job ON events (job_id, xid, n) WHERE job_id IS NOT NULL;
 CREATE INDEX events_by_batch ON events (batch_id, xid, n) WHERE batch_id IS NOT NULL;
+
+-- The newest event that retention has dropped: a reader whose cursor is older must start again.
+CREATE TABLE events_dropped (
+    is_only  boolean PRIMARY KEY DEFAULT true CHECK (is_only),
+    xid      xid8 NOT NULL
+);
+INSERT INTO events_dropped (xid) VALUES ('0');
 
 -- Callbacks owed, written in the transaction that finishes the work; webhooks/ delivers them. id is the webhook-id.
 CREATE TABLE outbox (
@@ -329,6 +341,36 @@ BEGIN
     RETURN made;
 END
 $$;
+
+-- Drops the partitions of days before `first_kept` and answers their names. DDL that waits for a reader would make
+-- every writer wait behind it: it gives up at once, and the next tick tries again.
+CREATE FUNCTION drop_day_partitions(parent text, first_kept date) RETURNS text[] LANGUAGE plpgsql AS $$
+DECLARE
+    partition  text;
+    dropped    text[] := '{}';
+BEGIN
+    PERFORM set_config('lock_timeout', '200ms', true);
+    FOR partition IN
+        SELECT c.relname FROM pg_inherits AS i JOIN pg_class AS c ON c.oid = i.inhrelid
+        WHERE i.inhparent = to_regclass(format('%I', parent))
+        AND c.relname < parent || to_char(first_kept, '_YYYYMMDD') AND c.relname ~ '_[0-9]{8}$'
+        ORDER BY c.relname
+    LOOP
+        BEGIN
+            IF parent = 'events' THEN
+                EXECUTE format(
+                    'UPDATE events_dropped SET xid = greatest(xid, (SELECT max(xid) FROM %I))', partition);
+            END IF;
+            EXECUTE format('DROP TABLE %I', partition);
+            dropped := dropped || partition;
+        EXCEPTION WHEN lock_not_available THEN
+            NULL;
+        END;
+    END LOOP;
+    RETURN dropped;
+END
+$$;
+
 CREATE TABLE history_default PARTITION OF history DEFAULT;
 CREATE TABLE attempts_default PARTITION OF attempts DEFAULT;
 CREATE TABLE events_default PARTITION OF events DEFAULT;
@@ -359,6 +401,44 @@ SELECT
     parent_id, root_id, schedule_id, attempt, max_attempts, run_at, created_at, started_at, finished_at, expires_at,
     cancel_requested_at, has_family, result, error, slot_id, callback_url, concurrency_key
 FROM history;
+
+-- A family's descendants by state: terminal ones are counted, live ones are looked at.
+CREATE VIEW family_counts AS
+SELECT
+    f.job_id, f.settled_at, f.total, f.succeeded, f.failed, f.cancelled, l.scheduled, l.queued, l.running
+FROM families AS f
+CROSS JOIN LATERAL (
+    SELECT count(p.job_id) AS scheduled, count(r.job_id) AS queued, count(h.job_id) AS running
+    FROM jobs AS j
+    LEFT JOIN held AS h ON h.job_id = j.id
+    LEFT JOIN ready AS r ON r.job_id = j.id
+    LEFT JOIN parked AS p ON p.job_id = j.id
+    WHERE j.root_id = f.root_id AND j.lineage @> ARRAY[f.job_id]
+) AS l;
+
+-- A batch's jobs by state, the caller's own and those that they created; queued is what remains of the total.
+CREATE VIEW counted_batches AS
+SELECT
+    b.id, b.tenant_id, b.state, b.run, b.tags, b.callback_url, b.created_at, b.finished_at,
+    c.total, c.scheduled, h.running, c.succeeded, c.failed, c.cancelled,
+    c.total - c.scheduled - h.running - c.succeeded - c.failed - c.cancelled AS queued,
+    c.follow_total, c.follow_scheduled, h.follow_running, c.follow_succeeded, c.follow_failed, c.follow_cancelled,
+    c.follow_total - c.follow_scheduled - h.follow_running - c.follow_succeeded - c.follow_failed
+        - c.follow_cancelled AS follow_queued
+FROM batches AS b
+CROSS JOIN LATERAL (
+    SELECT
+        coalesce(sum(total), 0) AS total, coalesce(sum(scheduled), 0) AS scheduled,
+        coalesce(sum(succeeded), 0) AS succeeded, coalesce(sum(failed), 0) AS failed,
+        coalesce(sum(cancelled), 0) AS cancelled, coalesce(sum(follow_total), 0) AS follow_total,
+        coalesce(sum(follow_scheduled), 0) AS follow_scheduled, coalesce(sum(follow_succeeded), 0) AS follow_succeeded,
+        coalesce(sum(follow_failed), 0) AS follow_failed, coalesce(sum(follow_cancelled), 0) AS follow_cancelled
+    FROM batch_counts WHERE batch_id = b.id
+) AS c
+CROSS JOIN LATERAL (
+    SELECT count(*) FILTER (WHERE NOT follow_up) AS running, count(*) FILTER (WHERE follow_up) AS follow_running
+    FROM held WHERE batch_id = b.id
+) AS h;
 
 -- Hot and small: vacuum by churn, not by size.
 ALTER TABLE ready SET (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 20000, autovacuum_vacuum_cost_delay = 0);
