@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol
 
-from engines.errors import PromptTooLong
+from engines.errors import PromptTooLong, RequestInvalid
 from engines.models import Backend, text_model_files
 
 CONTEXT_TOKENS = 2048
@@ -128,8 +128,14 @@ def load_text_model(
 
 
 def room_for(request: Request, context_tokens: int) -> int:
-    """How many tokens may be generated; raises PromptTooLong when there is no room for one."""
+    """How many tokens may be generated; raises PromptTooLong when there is no room for one, and
+    RequestInvalid when nothing is given or asked for.
+    """
     prompt_tokens = len(request.prompt.ids)
+    if not prompt_tokens:
+        raise RequestInvalid("the prompt is empty: there is nothing to continue")
+    if request.max_tokens < 1:
+        raise RequestInvalid(f"max_tokens is {request.max_tokens}: it must be 1 or more")
     if prompt_tokens >= context_tokens:
         raise PromptTooLong(prompt_tokens, context_tokens)
     return min(request.max_tokens, context_tokens - prompt_tokens)

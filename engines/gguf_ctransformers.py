@@ -115,8 +115,6 @@ class CtransformersModel:
 
     def _read(self, ids: Sequence[int], should_stop: ShouldStop) -> bool:
         """Evaluate the prompt, as far as the last one did not; false when asked to stop."""
-        if not ids:
-            raise GenerationFailed("the prompt is empty: there is nothing to continue")
         shared = 0
         # The last id is always evaluated again: its logits are what the first token is drawn from.
         while shared < min(len(self._evaluated), len(ids) - 1):

@@ -14,6 +14,8 @@ MAX_TOKENS = 200
 # WordPiece makes one token of any unbroken word above 100 characters: tokens alone bound nothing.
 CHARS_PER_TOKEN = 8
 COUNTED_AT_ONCE = 256
+# A chunk below its context must still fit the 256 tokens that the model reads.
+MAX_CONTEXT_CHARS = 160
 HEADING = re.compile(r"(#{1,6})[ \t]+(\S.{0,300})")
 FENCE = re.compile(r"[ \t]{0,3}(```|~~~)")
 LINE_BOUND = re.compile(r"[ \t]*(?:[-*+|>]|\d{1,3}[.)])[ \t]")
@@ -30,6 +32,14 @@ class Chunk:
     end: int
     tokens: int
     headings: tuple[str, ...]
+
+
+def embedding_text(text: str, chunk: Chunk, title: str = "") -> str:
+    """What to embed for a chunk: its text, below the title and headings that it does not hold."""
+    body = text[chunk.start : chunk.end]
+    headings = chunk.headings[:-1] if HEADING.match(body) else chunk.headings
+    above = " > ".join(part for part in (title, *headings) if part)[:MAX_CONTEXT_CHARS]
+    return f"{above}\n{body}" if above else body
 
 
 @dataclass(frozen=True, slots=True)

@@ -122,6 +122,14 @@ def test_prompt_above_the_context_is_refused(text_model: TextModel) -> None:
     assert caught.value.prompt_tokens == caught.value.context_tokens == text_model.context_tokens
 
 
+@pytest.mark.parametrize(("ids", "max_tokens"), [((), 5), ((300,), 0), ((300,), -1)])
+def test_nothing_given_or_asked_for_is_refused(
+    text_model: TextModel, ids: tuple[int, ...], max_tokens: int
+) -> None:
+    with pytest.raises(RequestInvalid, match=r"prompt|max_tokens"):
+        run(text_model, Request(Prompt(ids), max_tokens=max_tokens))
+
+
 @pytest.mark.parametrize("backend", ["ctransformers", "xllamacpp"])
 def test_a_full_context_ends_by_length(models_dir: Path, backend: Backend) -> None:
     model = load_text_model(

@@ -7,7 +7,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from engines.sentences import cut_long, sentences
-from engines.split import CHARS_PER_TOKEN, MAX_TOKENS, Chunk, Splitter
+from engines.split import CHARS_PER_TOKEN, MAX_TOKENS, Chunk, Splitter, embedding_text
 
 pytestmark = [pytest.mark.model, pytest.mark.xdist_group("engines-embed")]
 
@@ -78,6 +78,15 @@ def test_chunks_follow_headings_and_know_them(splitter: Splitter) -> None:
     assert "# not a heading" in claim
     assert record.endswith("one transaction.")
     assert_sound(GUIDE, chunks)
+
+
+def test_embedding_text_adds_what_stands_above(splitter: Splitter) -> None:
+    text = "# Queue\n## Claim\n" + LOREM * 40
+    first, second, *_ = splitter.split(text)
+    assert embedding_text(text, first, "Guide").startswith("Guide > Queue\n# Queue\n## Claim\nThe ")
+    assert embedding_text(text, second, "Guide").startswith("Guide > Queue > Claim\nIt ")
+    plain = splitter.split("Alone.")[0]
+    assert embedding_text("Alone.", plain) == "Alone."
 
 
 def test_long_sections_break_between_sentences(splitter: Splitter) -> None:
