@@ -18,7 +18,16 @@ WORKERS = os.environ.get("TEST_WORKERS", "2")
 def main(arguments: list[str]) -> int:
     """Run pytest, then report."""
     REPORT.unlink(missing_ok=True)
-    pytest = ["-m", "pytest", "-n", WORKERS, f"--junitxml={REPORT}", *arguments]
+    pytest = [
+        "-m",
+        "pytest",
+        "-n",
+        WORKERS,
+        "--dist",
+        "loadgroup",
+        f"--junitxml={REPORT}",
+        *arguments,
+    ]
     if arguments:
         code = _python(*pytest)
     else:

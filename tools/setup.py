@@ -125,6 +125,18 @@ def _set_up(profile: str) -> None:
     _prepare_venv()
     STAMP.unlink(missing_ok=True)
     UNFINISHED.touch()
+    try:
+        _fill_venv(profile)
+    except SetupError:
+        # Whoever failed ended by itself: what is installed is whole, the next try need not start anew.
+        UNFINISHED.unlink()
+        raise
+    _write_stamp(profile)
+    UNFINISHED.unlink()
+    _say(f"set up in {time.monotonic() - began:.0f} s; nothing is downloaded from now on")
+
+
+def _fill_venv(profile: str) -> None:
     _install(PROFILES[profile])
     _install_models()
     _remove_strangers()
@@ -135,9 +147,6 @@ def _set_up(profile: str) -> None:
     _run("-m", "engines.models", "purge-cuda")
     _step("preparing the models")
     _run("-m", "engines.models", "prepare")
-    _write_stamp(profile)
-    UNFINISHED.unlink()
-    _say(f"set up in {time.monotonic() - began:.0f} s; nothing is downloaded from now on")
 
 
 def _prepare_venv() -> None:
@@ -248,8 +257,6 @@ def _pip_install(*arguments: str, total: int) -> None:
                 _progress(total, total, "unpacking")
     _progress(0, 0, "")
     if pip.returncode != 0:
-        # pip ended by itself: what it installed is whole, so that the next try need not start over.
-        UNFINISHED.unlink(missing_ok=True)
         raise SetupError(
             f"pip failed:\n{''.join(lines[-15:])}\nThe first set-up needs a package index,"
             " or a folder of wheels: PIP_NO_INDEX=1 PIP_FIND_LINKS=/path/to/wheels make setup"
