@@ -28,6 +28,7 @@ from runtime.unprivileged import Identity, cannot_drop, identity_for, named_iden
 ADMIN = "postgres"
 ROLE = "xnai"
 DATABASE = "xnai_foundation"
+CREATION_LOCK_KEY = 0x786E6164
 
 QUERIES = load_queries("runtime")
 # The server opens its folder as its working directory, which needs no right on the parents.
@@ -242,6 +243,11 @@ class Postgres(Server):
 
     async def _ensure_database(self, connection: "asyncpg.Connection[asyncpg.Record]") -> None:
         """Create role and database where they are missing; a crash in between is caught up on."""
+        missing = await connection.fetchrow(QUERIES["missing_database"], ROLE, DATABASE)
+        if missing is None:
+            return
+        # Two launchers may both have found the fresh server: the second one finds nothing to do.
+        await connection.execute(QUERIES["advisory_lock"], CREATION_LOCK_KEY)
         missing = await connection.fetchrow(QUERIES["missing_database"], ROLE, DATABASE)
         if missing is None:
             return

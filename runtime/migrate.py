@@ -48,7 +48,7 @@ async def migrate(database_url: str, migrations: Sequence[Migration] | None = No
     known = load_migrations() if migrations is None else migrations
     connection = await connect(database_url, role="migrate", statement_timeout_s=0)
     try:
-        await connection.execute(QUERIES["lock_migrations"], LOCK_KEY)
+        await connection.execute(QUERIES["advisory_lock"], LOCK_KEY)
         await connection.execute(QUERIES["create_schema_migrations"])
         return [str(item) for item in await _apply_missing(connection, known)]
     finally:

@@ -1,5 +1,5 @@
--- name: lock_migrations
--- One migrator at a time for the whole database; freed when the session ends, however it ends.
+-- name: advisory_lock
+-- One migrator (or creator of the database) at a time; freed when the session ends, however it ends.
 SELECT pg_advisory_lock($1);
 
 -- name: create_schema_migrations

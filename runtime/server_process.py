@@ -288,11 +288,12 @@ class ServerProcess:
 
     async def _restart(self) -> None:
         backoff_s = _BACKOFF_S
+        self._is_ready = False
         while True:
-            self._forget()
             try:
                 with anyio.fail_after(START_TIMEOUT_S):
                     lock = await self._clear()
+                    self._forget()
                     await self._wait_port(lock)
                     await self._start_fresh(lock)
                 return
