@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import anyio
 import orjson
-from anyio.abc import CancelScope
+from anyio import CancelScope
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
@@ -46,15 +46,17 @@ def event(type_: str, id_: str, data: object) -> ServerEvent:
 class EventStream(Response):
     """Sends what the source yields (None: only to give the heartbeat a chance) until either side ends.
 
-    A reader that takes nothing for SEND_TIMEOUT_S is dropped: it comes back with Last-Event-ID.
+    A reader that takes nothing for SEND_TIMEOUT_S is dropped, and every stream ends after `max_s`: readers
+    come back with Last-Event-ID, perhaps to another process.
     """
 
     media_type = "text/event-stream"
 
-    def __init__(self, source: AsyncIterator[ServerEvent | None]) -> None:
+    def __init__(self, source: AsyncIterator[ServerEvent | None], *, max_s: float) -> None:
         super().__init__(headers=_HEADERS)
         del self.headers["content-length"]
         self._source = source
+        self._max_s = max_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one reader."""
@@ -64,7 +66,9 @@ class EventStream(Response):
         )
         async with anyio.create_task_group() as group:
             group.start_soon(_until_gone, receive, group.cancel_scope)
-            await self._pump(send)
+            with anyio.move_on_after(self._max_s):
+                await self._pump(send)
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
             group.cancel_scope.cancel()
 
     async def _pump(self, send: Send) -> None:
@@ -83,7 +87,6 @@ class EventStream(Response):
         except POSTGRES_AWAY as error:
             # TimeoutError of a slow reader is among them: both end the stream, and the reader resumes.
             log.info("stream_ended", error=str(error) or type(error).__name__)
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
 async def _send(send: Send, chunk: bytes) -> None:

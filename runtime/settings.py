@@ -150,6 +150,15 @@ class Settings(BaseSettings):
         le=100_000_000,
         description="Jobs that may wait in one pool; beyond it the API answers 429.",
     )
+    wait_max_s: float = Field(
+        60.0, ge=0, le=600, description="Longest `Prefer: wait` of the API, in seconds."
+    )
+    stream_max_s: float = Field(
+        3600.0,
+        ge=0.05,
+        le=86400,
+        description="Seconds after which the API ends an event stream; its reader resumes.",
+    )
 
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="Least severe level that is logged."

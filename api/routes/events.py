@@ -45,7 +45,8 @@ async def stream_job(
         job = await lookup.get(connection, principal.tenant_id, job_id)
     if job.settled and (position.attempt, position.phase) >= (job.attempt, Phase.SETTLED):
         return Response(status_code=status.HTTP_204_NO_CONTENT)
-    return EventStream(streams.job_events(services, principal.tenant_id, job_id, position))
+    source = streams.job_events(services, principal.tenant_id, job_id, position)
+    return EventStream(source, max_s=services.settings.stream_max_s)
 
 
 @router.get(
@@ -63,7 +64,7 @@ async def stream_batch(
     if batch.state is BatchState.FINISHED and is_told:
         return Response(status_code=status.HTTP_204_NO_CONTENT)
     source = streams.batch_events(services, principal.tenant_id, batch_id, last_event_id)
-    return EventStream(source)
+    return EventStream(source, max_s=services.settings.stream_max_s)
 
 
 @router.get("/events", response_class=EventStream, responses=event_stream())
@@ -79,7 +80,8 @@ async def stream_events(
                 raise _bad_id() from None
             except CursorPast:
                 pass  # told as `reset` within the stream
-    return EventStream(streams.tenant_events(services, principal.tenant_id, last_event_id))
+    source = streams.tenant_events(services, principal.tenant_id, last_event_id)
+    return EventStream(source, max_s=services.settings.stream_max_s)
 
 
 def _bad_id() -> Exception:
