@@ -128,7 +128,7 @@ def _set_up(profile: str) -> None:
     try:
         _fill_venv(profile)
     except SetupError:
-        # Whoever failed ended by itself: what is installed is whole, the next try need not start anew.
+        # Whoever failed ended by itself: what is installed is whole, and the next try goes on.
         UNFINISHED.unlink()
         raise
     _write_stamp(profile)
