@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 from corpus.model import Segment
 
-# Tiers grow by this factor; a tier with as many segments is merged into the next. So a vector is
-# rewritten about once a tier, and a million vectors lie in at most 28 segments.
+# Tiers grow by this factor; as many segments of one tier are merged into one of the next. So a
+# vector is rewritten about once a tier: five times until a million lie beside it.
 FAN_OUT = 8
 SMALLEST_TIER = 256
 # Below this, dead vectors cost too little to rewrite anything for them.
@@ -22,7 +22,8 @@ def choose_merge(segments: Sequence[Segment], *, live_chunks: int) -> Sequence[S
         return segments
     for tier in sorted({_tier(segment) for segment in segments}):
         newest = _newest_run(segments, tier)
-        if len(newest) >= FAN_OUT:
+        # Smaller ones join, but do not count: seven small additions must not rewrite a large one.
+        if sum(_tier(segment) == tier for segment in newest) >= FAN_OUT:
             return newest
     return ()
 
