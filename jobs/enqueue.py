@@ -6,6 +6,8 @@ from datetime import datetime
 from itertools import batched
 from uuid import UUID
 
+import orjson
+
 from jobs import dependencies, uniqueness
 from jobs.aftermath import Aftermath, Verdict
 from jobs.counts import NO_SLOT
@@ -207,7 +209,8 @@ def _columns(chunk: Sequence[Entry], parents: dependencies.Parents) -> tuple[lis
             for entry in chunk
         ],
         [entry.job.max_attempts or entry.kind.max_attempts for entry in chunk],
-        [list(job.tags) if job.tags else None for job in jobs],
+        # As text: asyncpg would take a list of lists for an array of two dimensions.
+        [orjson.dumps(job.tags).decode() if job.tags else None for job in jobs],
         [job.custom_id for job in jobs],
         [job.schedule_id for job in jobs],
         [job.callback_url for job in jobs],

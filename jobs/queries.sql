@@ -60,12 +60,12 @@ WITH wanted AS MATERIALIZED (
         id, kind, pool, payload, priority,
         coalesce(run_at, coalesce($1, now()) + coalesce(delay_s, 0) * interval '1 second') AS run_at,
         expires_at, timeout_s, max_attempts,
-        CASE WHEN tags IS NULL THEN '{}' ELSE ARRAY(SELECT jsonb_array_elements_text(tags)) END AS tags,
+        CASE WHEN tags IS NULL THEN '{}' ELSE ARRAY(SELECT jsonb_array_elements_text(tags::jsonb)) END AS tags,
         custom_id, schedule_id, callback_url, unique_key, unique_until, concurrency_key, pending_parents,
         on_parent_failure
     FROM unnest(
         $8::uuid[], $9::text[], $10::text[], $11::jsonb[], $12::int2[], $13::timestamptz[], $14::float8[],
-        $15::timestamptz[], $16::float8[], $17::int2[], $18::jsonb[], $19::text[], $20::uuid[], $21::text[],
+        $15::timestamptz[], $16::float8[], $17::int2[], $18::text[], $19::text[], $20::uuid[], $21::text[],
         $22::text[], $23::text[], $24::text[], $25::int[], $26::text[]
     ) AS new_job (
         id, kind, pool, payload, priority, run_at, delay_s, expires_at, timeout_s, max_attempts, tags, custom_id,
