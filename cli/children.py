@@ -87,9 +87,14 @@ class Child:
                 f"{self.role} did not answer within {READY_TIMEOUT_S:.0f} s: see its log, and "
                 "start again with XNAI_LOG_LEVEL=debug"
             )
-        else:
+            raise RoleFailedError(message)
+        self.refuse_dead()
+
+    def refuse_dead(self) -> None:
+        """Raise RoleFailedError where the process has ended during the start of the stack."""
+        if self.pid is None:
             message = f"{self.role} ended before it was ready: its reason is above"
-        raise RoleFailedError(message)
+            raise RoleFailedError(message)
 
     async def keep(self, on_restart: Callable[[str], None]) -> None:
         """Restart the process whenever it dies, more patiently each time; until `stop`."""

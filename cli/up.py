@@ -81,6 +81,8 @@ async def _run_roles(settings: Settings, roles: Sequence[Role], stop: anyio.Even
             group.start_soon(_end_when, stop, group.cancel_scope)
             for child in children:
                 await child.wait_ready()
+            for child in children:
+                child.refuse_dead()
             _publish(settings, children)
             for child in children:
                 group.start_soon(child.keep, _count_restart)

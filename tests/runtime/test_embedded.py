@@ -79,7 +79,9 @@ def end(launcher: subprocess.Popen[str]) -> None:
 
 async def until_restarted(servers: EmbeddedServers, name: str, old_pid: int) -> None:
     with anyio.fail_after(30):
-        while servers.pids.get(name, old_pid) == old_pid:
+        while True:
+            if servers.pids.get(name, old_pid) != old_pid:
+                return
             await anyio.sleep(0.01)
 
 

@@ -80,10 +80,10 @@ class WorkerServers:
             run_in_thread(self._start())
         assert self.servers.postgres is not None
         assert self.servers.valkey is not None
-        self.admin_url = _with_path(self.servers.postgres.admin_url, self._database)
-        self.database_url = _with_path(self.servers.postgres.url, self._database)
+        self.admin_url = with_path(self.servers.postgres.admin_url, self._database)
+        self.database_url = with_path(self.servers.postgres.url, self._database)
         number = int(worker.removeprefix("gw")) + 1 if worker.startswith("gw") else 0
-        self.redis_url = _with_path(self.servers.valkey.url, str(number))
+        self.redis_url = with_path(self.servers.valkey.url, str(number))
 
     def reset(self) -> None:
         run_in_thread(self._reset())
@@ -108,8 +108,8 @@ class WorkerServers:
         assert self.servers.postgres is not None
         await admin.execute("DROP DATABASE IF EXISTS xnai_unfinished")
         await admin.execute("CREATE DATABASE xnai_unfinished OWNER xnai")
-        await migrate(_with_path(self.servers.postgres.url, "xnai_unfinished"))
-        connection = await asyncpg.connect(_with_path(admin_url, "xnai_unfinished"))
+        await migrate(with_path(self.servers.postgres.url, "xnai_unfinished"))
+        connection = await asyncpg.connect(with_path(admin_url, "xnai_unfinished"))
         await connection.execute(_KEEP_SEEDS)
         await connection.close()
         await admin.execute(f"ALTER DATABASE xnai_unfinished RENAME TO {TEMPLATE}")
@@ -163,5 +163,5 @@ def _held(path: Path) -> Iterator[None]:
         yield
 
 
-def _with_path(url: str, path: str) -> str:
+def with_path(url: str, path: str) -> str:
     return urlunsplit(urlsplit(url)._replace(path=f"/{path}"))
