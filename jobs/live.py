@@ -69,10 +69,12 @@ class LiveStream:
     async def token(self, job: ClaimedJob, text: str) -> None:
         """Append a piece of generated text to the job's stream and publish it with its cursor."""
         key = f"{STREAM_PREFIX}{job.id}"
-        fields = {"attempt": job.attempt, "text": text}
         try:
             cursor = await self._redis.xadd(
-                key, fields, maxlen=STREAM_ENTRIES_MAX, approximate=True
+                key,
+                {"attempt": job.attempt, "text": text},
+                maxlen=STREAM_ENTRIES_MAX,
+                approximate=True,
             )
             async with self._redis.pipeline(transaction=False) as pipe:
                 pipe.expire(key, TTL_S)
@@ -156,7 +158,7 @@ def _pack(  # noqa: PLR0917 - the six fields of a signal
     data: JsonObject,
     cursor: str | None,
 ) -> bytes:
-    return orjson.dumps((type_, tenant_id, job_id, batch_id, data, cursor))
+    return orjson.dumps((type_, tenant_id, job_id, batch_id, data, cursor), default=str)
 
 
 def _decode(packed: bytes) -> Signal:
