@@ -31,6 +31,8 @@ _NOT_PAGES = re.compile(
 # A document type or an XML declaration with a charset makes lxml refuse a str: it is text by now.
 _DECLARATION = re.compile(r"^\s*<\?xml[^>]{0,200}\?>")
 _SHORT = 1000
+_KEPT_SHARE = 0.9
+_GROWN_SHARE = 1.5
 _MARK = "# "
 _MARKS = {**{f"h{level}": "#" * level + " " for level in range(1, 7)}, "li": "- "}
 _BLOCKS = frozenset(
@@ -168,6 +170,23 @@ def _one_line(text: str) -> str:
 
 
 def _text(tree: lxml.html.HtmlElement) -> str:
+    """Return the main text; headings decide where chunks are cut, so a text without them is redone.
+
+    Where no element is named as the main part, trafilatura gathers paragraphs alone. Told that the
+    body is the article, it keeps the structure; taken unless that brought the page's frame along.
+    """
+    text = _main_text(tree)
+    if _MARK in text or tree.find(".//article") is not None or tree.find(".//main") is not None:
+        return text or _plain_text(tree)
+    if next(tree.iter(*_HEADINGS), None) is not None:
+        _wrap_body(tree)
+        structured = _main_text(tree)
+        if len(text) * _KEPT_SHARE <= len(structured) <= max(len(text) * _GROWN_SHARE, _SHORT):
+            text = structured
+    return text or _plain_text(tree)
+
+
+def _main_text(tree: lxml.html.HtmlElement) -> str:
     document = bare_extraction(
         tree,
         include_comments=False,
@@ -175,13 +194,18 @@ def _text(tree: lxml.html.HtmlElement) -> str:
         include_tables=True,
         with_metadata=False,
     )
-    if isinstance(document, Document) and document.body is not None:
-        text = clean(xmltotxt(document.body, include_formatting=True))
-        # On short pages without a <main>, trafilatura falls back to paragraphs alone.
-        lost = len(text) < _SHORT and _MARK not in text and tree.find(".//h1") is not None
-        if text and not lost:
-            return text
-    return _plain_text(tree)
+    if not isinstance(document, Document) or document.body is None:
+        return ""
+    return clean(xmltotxt(document.body, include_formatting=True))
+
+
+def _wrap_body(tree: lxml.html.HtmlElement) -> None:
+    body = tree.find("body")
+    if body is not None:
+        children = list(body)
+        article = etree.SubElement(body, "article")
+        article.text, body.text = body.text, None
+        article.extend(children)
 
 
 def _plain_text(tree: lxml.html.HtmlElement) -> str:

@@ -43,6 +43,18 @@ def test_structure_is_kept_as_markdown() -> None:
     assert found.headings == (Heading(1, "Title"), Heading(2, "Part"), Heading(3, "Deep"))
 
 
+def test_headings_survive_without_an_element_named_main() -> None:
+    sections = "".join(
+        f"<div class=sect><div><h2>Part {n}</h2></div><p>Part {n}. {'More. ' * 40}</p></div>"
+        for n in range(5)
+    )
+    page = f"<html><body><div class=chapter>{sections}</div></body></html>"
+    text = extract_html(page.encode(), url=_URL).text
+    assert [line for line in text.splitlines() if line.startswith("#")] == [
+        f"## Part {n}" for n in range(5)
+    ]
+
+
 def test_navigation_is_left_out() -> None:
     page = (
         f"<html><body><nav><p><a href=/x>Elsewhere</a></p></nav><main><h1>T</h1>"
