@@ -75,8 +75,8 @@ def crawl_client(
         policy,
         timeout=httpx.Timeout(limits.stall_s, connect=limits.connect_s, pool=limits.page_s),
         limits=httpx.Limits(
-            max_connections=limits.fetchers * 2,
-            max_keepalive_connections=limits.fetchers,
+            max_connections=limits.connections,
+            max_keepalive_connections=limits.connections // 4,
             keepalive_expiry=15.0,
         ),
         headers={

@@ -23,6 +23,7 @@ class CrawlLimits:
 
     host_delay_s: float = 0.1  # between two requests' starts at one host
     host_connections: int = 2
+    connections: int = 200  # of one client, which many crawls may share
     fetchers: int = 8  # pages in hand at once: fetched, or waiting to be parsed
     retries: int = 2  # of a page that is throttled or whose connection broke
     retry_after_max_s: float = 30.0
