@@ -5,6 +5,10 @@ import re
 import subprocess
 import sys
 
+import typer.core
+import typer.main
+
+from cli.main import app
 from tests.support.repository import ROOT
 
 MAKEFILE = (ROOT / "Makefile").read_text()
@@ -36,6 +40,16 @@ def test_pages_name_only_targets_that_exist() -> None:
         re.findall(r"^\$ make ([a-z-]+)", text, re.MULTILINE)
     )
     assert named - TARGETS == set()
+
+
+def test_pages_name_only_verbs_that_the_command_line_has() -> None:
+    group = typer.main.get_command(app)
+    assert isinstance(group, typer.core.TyperGroup)
+    text = README + "".join(path.read_text() for path in (ROOT / "docs").rglob("*.md"))
+    named = set(re.findall(r"`xnai ([a-z][a-z-]*)", text))
+    named |= set(re.findall(r"^\$ xnai ([a-z][a-z-]*)", text, re.MULTILINE))
+    assert len(named) > 10
+    assert named - set(group.commands) == set()
 
 
 def test_set_up_uses_the_standard_library_only() -> None:
