@@ -90,8 +90,8 @@ class CronTimetable:
     def newest(self, after: datetime, until: datetime, limit: int) -> list[datetime]:
         """Look back through windows that grow until one holds enough fires.
 
-        Backwards iteration of cronsim is not used: it disagrees with the forward one around changes
-        of the clock, and then one fire would have two times.
+        Not by iterating backwards: a fire is identified by its instant, so there is one way to
+        compute it.
         """
         window = limit * _CRON_PERIOD_MIN
         while True:

@@ -50,11 +50,16 @@ def _clamp(interval_s: float, bounds: Adaptive) -> float:
 
 
 def observe(result: JsonValue) -> Observation | None:
-    """Read `pages: {fetched, unchanged}` of a crawl's result; None when there is no such thing."""
+    """Read a crawl's result: `pages: {fetched, unchanged}` and, if told, `documents_changed`.
+
+    Where a site has no validators, a page fetched anew may have the content that was known. None
+    when the result tells of no pages.
+    """
     pages = result.get("pages") if isinstance(result, Mapping) else None
-    if not isinstance(pages, Mapping):
+    if not isinstance(result, Mapping) or not isinstance(pages, Mapping):
         return None
     fetched, unchanged = pages.get("fetched", 0), pages.get("unchanged", 0)
-    if not isinstance(fetched, int) or not isinstance(unchanged, int):
+    changed = result.get("documents_changed", fetched)
+    if not (isinstance(fetched, int) and isinstance(unchanged, int) and isinstance(changed, int)):
         return None
-    return Observation(changed=fetched, unchanged=unchanged)
+    return Observation(changed=changed, unchanged=max(0, fetched + unchanged - changed))

@@ -143,7 +143,7 @@ FOR UPDATE SKIP LOCKED;
 -- name: look_again
 -- The longer a job takes, the more seldom it is looked at: a tenth of its age, between 1 s and 1 min.
 UPDATE schedule_fires AS fire
-SET look_at = $3 + least(greatest(($3 - fire.decided_at) / 10, interval '1 second'), interval '1 minute')
+SET look_at = $3::timestamptz + least(greatest(($3::timestamptz - fire.decided_at) / 10, interval '1 second'), interval '1 minute')
 FROM unnest($1::uuid[], $2::timestamptz[]) AS open (schedule_id, fire_at)
 WHERE fire.schedule_id = open.schedule_id AND fire.fire_at = open.fire_at;
 

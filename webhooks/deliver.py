@@ -84,7 +84,7 @@ class Deliverer:
         except _POSTPONED as error:
             log.warning("delivery_postponed", error=str(error))
             return poll_s
-        # Something due that was not taken waits for room in its lane: a delivery that ends wakes us.
+        # Something due that was not taken waits for room in its lane: one that ends wakes us.
         return poll_s if due_in_s is None or due_in_s <= 0 else min(poll_s, due_in_s)
 
     async def _claim(self, now: datetime | None) -> list[Owed]:
