@@ -54,10 +54,10 @@ async def crawl_site(
     """Crawl, handing each page with new content to `on_page` as it comes; returns the counts.
 
     `known` returns what is kept of a URL's last visit, for several URLs at a time; `on_unchanged`
-    gets what to keep instead.
-    `on_progress` gets pages done, pages known of, and the URL just done. The `on_` callbacks are called
-    one at a time; what they raise ends the crawl and is raised as it is. Raises ValueError for patterns
-    that are too many or too long. Nothing is left running, also when cancelled.
+    gets what to keep instead. `on_progress` gets pages done, pages known of, and the URL just done.
+    The `on_` callbacks are called one at a time; what they raise ends the crawl and is raised as it
+    is. Raises ValueError for patterns that are too many or too long. Nothing is left running, also
+    when cancelled.
     """
     limits = limits or CrawlLimits()
     robots = robots or Robots(client, limits)
