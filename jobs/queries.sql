@@ -933,9 +933,9 @@ SELECT l.key, l.concurrency, l.in_use,
 FROM limits AS l WHERE l.tenant_id = $1 AND ($2::text IS NULL OR l.key = $2) ORDER BY l.key;
 
 -- name: limits_to_audit
--- Some of the keys in use, others each time, and those that jobs wait for without a row.
+-- Some of the keys, others each time, and those that jobs wait for without a row.
 SELECT tenant_id, key FROM (
-    SELECT tenant_id, key FROM limits WHERE in_use > 0
+    SELECT tenant_id, key FROM limits
     UNION
     SELECT tenant_id, concurrency_key FROM parked WHERE reason = 'limit'
 ) AS used ORDER BY random() LIMIT $1;

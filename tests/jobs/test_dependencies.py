@@ -1,0 +1,100 @@
+import time
+
+import anyio
+import pytest
+
+from jobs import ledger
+from jobs.model import DEFAULT_TENANT
+from jobs.states import OnParentFailure, ScheduledReason
+from tests.jobs.desk import DONE, HOPELESS, Desk, probe
+
+pytestmark = pytest.mark.anyio
+
+
+async def test_a_child_waits_for_all_its_parents(desk: Desk) -> None:
+    a, b, child = await desk.enqueue(
+        probe(custom_id="a"), probe(custom_id="b"), probe(depends_on=("a", "b"))
+    )
+    assert (await desk.get(child.id)).state_reason is ScheduledReason.DEPENDENCY
+    slot = await desk.slot()
+    one, other = await desk.claim(slot)
+    assert [one.id, other.id] == [a.id, b.id]
+    assert not (await desk.end(slot, [one])).ready
+    assert (await desk.end(slot, [other])).ready == {"probe": (child.id,)}
+
+
+async def test_ids_of_earlier_jobs_are_parents_too(desk: Desk) -> None:
+    (done,) = await desk.enqueue(probe())
+    slot = await desk.slot()
+    await desk.end(slot, await desk.claim(slot))
+    (live,) = await desk.enqueue(probe())
+    (child,) = await desk.enqueue(probe(depends_on=(str(done.id), str(live.id))))
+    assert child.state == "scheduled"
+    recorded = await desk.end(slot, await desk.claim(slot))
+    assert recorded.ready == {"probe": (child.id,)}
+
+
+@pytest.mark.parametrize(
+    ("policy", "expected"),
+    [
+        (OnParentFailure.RUN, ["queued", "scheduled"]),
+        (OnParentFailure.CANCEL, ["cancelled", "cancelled"]),
+        (OnParentFailure.FAIL, ["failed", "failed"]),
+    ],
+)
+async def test_a_failed_parent_decides_for_the_whole_chain(
+    desk: Desk, policy: OnParentFailure, expected: list[str]
+) -> None:
+    _, child, grandchild = await desk.enqueue(
+        probe(custom_id="a"),
+        probe(custom_id="b", depends_on=("a",), on_parent_failure=policy),
+        probe(custom_id="c", depends_on=("b",), on_parent_failure=policy),
+    )
+    slot = await desk.slot()
+    await desk.end(slot, await desk.claim(slot), HOPELESS)
+    assert await desk.states(child.id, grandchild.id) == expected
+
+
+async def test_a_child_in_the_future_waits_for_its_time_after_its_parents(desk: Desk) -> None:
+    _, child = await desk.enqueue(probe(custom_id="a"), probe(depends_on=("a",), delay_s=3600))
+    slot = await desk.slot()
+    recorded = await desk.end(slot, await desk.claim(slot))
+    assert not recorded.ready
+    assert (await desk.get(child.id)).state_reason is ScheduledReason.DELAYED
+
+
+async def test_a_fan_in_of_a_thousand_runs_within_a_second_of_the_last(desk: Desk) -> None:
+    parents = [probe(custom_id=f"p{n}") for n in range(1000)]
+    accepted = await desk.enqueue(*parents, probe(depends_on=tuple(f"p{n}" for n in range(1000))))
+    child = accepted[-1].id
+    slots = [await desk.slot(), await desk.slot()]
+    readied: list[object] = []
+    ended_at: list[float] = []
+
+    async def drain(number: int) -> None:
+        while jobs := await desk.claim(slots[number], 50):
+            if jobs[0].id == child:
+                return
+            recorded = await desk.end(slots[number], jobs, DONE)
+            ended_at.append(time.monotonic())
+            readied.extend(recorded.ready.get("probe", ()))
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(drain, 0)
+        tasks.start_soon(drain, 1)
+    assert readied == [child]
+    assert (await desk.get(child)).state in {"queued", "running"}
+    assert time.monotonic() - max(ended_at) < 1
+
+
+async def test_a_cancelled_child_does_not_trouble_its_parent(desk: Desk) -> None:
+    parent, child = await desk.enqueue(probe(custom_id="a"), probe(depends_on=("a",)))
+    async with desk.pool.acquire() as connection:
+        result = await ledger.cancel(connection, DEFAULT_TENANT, [child.id])
+        # The edge stays until the parent ends, and nobody looks at it.
+        await connection.execute("DELETE FROM dependencies")
+    assert result.cancelled == (child.id,)
+    slot = await desk.slot()
+    recorded = await desk.end(slot, await desk.claim(slot))
+    assert not recorded.ready
+    assert await desk.states(parent.id, child.id) == ["succeeded", "cancelled"]
