@@ -1,4 +1,4 @@
-"""Documents: versions by content, validators, deletion, and the two who put the same page at once."""
+"""Documents: versions by content, validators, deletion, and two who put the same page at once."""
 
 import anyio
 import asyncpg

@@ -1,13 +1,14 @@
 """The embed handler on real ledger rows and the real model: effects once, failures of their own."""
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable, Sequence
+from typing import override
 
 import numpy as np
 import pytest
 from redis.asyncio import Redis
 
 from corpus import chunks, documents
-from engines.embed import Embedder
+from engines.embed import Embedder, Embeddings
 from jobs.errors import Fail, StaleToken
 from jobs.model import DEFAULT_TENANT, JsonObject
 from jobs.outcomes import Completed
@@ -25,8 +26,8 @@ LONG = "\n\n".join(
 
 
 @pytest.fixture
-async def desk(db: Pool, redis: Redis, settings: Settings) -> AsyncIterator[Desk]:
-    yield Desk(db, redis, settings)
+def desk(db: Pool, redis: Redis, settings: Settings) -> Desk:
+    return Desk(db, redis, settings)
 
 
 def ids(*puts: object) -> JsonObject:
@@ -89,7 +90,7 @@ async def test_crash_between_windows_embeds_only_what_is_missing(
 ) -> None:
     monkeypatch.setattr(embed, "WINDOW", 5)
     put = await desk.put("doc", LONG)
-    real, windows = chunks.store, []
+    real, windows = chunks.store, list[object]()
 
     async def dies_at_the_second(*args: object) -> None:
         if len(windows) == 1:
@@ -199,8 +200,8 @@ async def test_unknown_collection_is_a_typed_failure(desk: Desk) -> None:
 async def test_missing_model_is_a_typed_failure(desk: Desk, settings: Settings) -> None:
     put = await desk.put("doc", "Text.")
     nowhere = settings.model_copy(update={"embed_model": str(settings.data_dir / "nothing")})
+    run = await Desk(desk.postgres, desk.redis, nowhere, {}).claimed("embed", ids(put))
     with pytest.raises(Fail) as caught:
-        run = await Desk(desk.postgres, desk.redis, nowhere, {}).claimed("embed", ids(put))
         await embed.handle(run)
     assert caught.value.type.startswith("model_")
 
@@ -213,9 +214,10 @@ class _Spy(Embedder):
         self.__dict__.update(real.__dict__)
         self._hear = hear
 
-    def embed(self, texts, *, on_progress=None):  # type: ignore[no-untyped-def] # as its base
+    @override
+    def embed(
+        self, texts: Sequence[str], *, on_progress: Callable[[int], None] | None = None
+    ) -> Embeddings:
         for text in texts:
             self._hear(text)
         return super().embed(texts, on_progress=on_progress)
-
-

@@ -1,7 +1,6 @@
-"""The index handler: one step a generation, files first, and what a crash or a rival leaves behind."""
+"""The index handler: one step a generation, files first, and what a crash or a rival leaves."""
 
 import errno
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import anyio
@@ -28,8 +27,8 @@ RAIN = "Rain falls on the western coast for most of the winter."
 
 
 @pytest.fixture
-async def desk(db: Pool, redis: Redis, settings: Settings) -> AsyncIterator[Desk]:
-    yield Desk(db, redis, settings)
+def desk(db: Pool, redis: Redis, settings: Settings) -> Desk:
+    return Desk(db, redis, settings)
 
 
 async def embedded(desk: Desk, key: str, text: str) -> JsonObject:

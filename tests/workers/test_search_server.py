@@ -24,7 +24,6 @@ from runtime.postgres import Pool
 from runtime.settings import Settings
 from tests.support.corpus import Desk
 from workers import search_index, search_segments
-from workers.search_app import SearchApp
 from workers.search_index import SearchIndexes
 from workers.search_query import QueryEmbedder, Searcher
 from workers.search_server import run_search_server
@@ -39,8 +38,8 @@ TEXTS = {
 
 
 @pytest.fixture
-async def desk(db: Pool, redis: Redis, settings: Settings) -> AsyncIterator[Desk]:
-    yield Desk(db, redis, settings)
+def desk(db: Pool, redis: Redis, settings: Settings) -> Desk:
+    return Desk(db, redis, settings)
 
 
 @asynccontextmanager
@@ -53,7 +52,7 @@ async def searching(desk: Desk) -> AsyncIterator[Searcher]:
         owner.cancel_scope.cancel()
 
 
-def ask(query: str, **more: Any) -> SearchRequest:  # noqa: ANN401 - a request's own fields
+def ask(query: str, **more: Any) -> SearchRequest:
     return SearchRequest(tenant_id=DEFAULT_TENANT, query=query, **more)
 
 
@@ -193,7 +192,7 @@ async def test_slow_catch_up_answers_with_the_old_generation_marked_stale(
     released = anyio.Event()
     real = search_segments.load
 
-    async def slow(*args: Any, **more: Any) -> Any:  # noqa: ANN401 - passed on as they came
+    async def slow(*args: Any, **more: Any) -> Any:
         await released.wait()
         return await real(*args, **more)
 
@@ -330,7 +329,7 @@ async def registered(settings: Settings, db: Pool) -> search_servers.SearchServe
     node = search_servers.node_id(settings.data_dir)
     with anyio.fail_after(30):
         while not (found := await search_servers.live(db, node)):
-            await anyio.sleep(0.02)
+            await anyio.lowlevel.checkpoint()
     return found[0]
 
 
@@ -393,7 +392,7 @@ async def test_process_ends_cleanly_on_sigterm_and_takes_itself_off_the_list(
         "PATH": "",
     }
     root = Path(__file__).parents[2]
-    with subprocess.Popen([sys.executable, "-c", program], env=environment, cwd=root) as process:  # noqa: ASYNC220
+    with subprocess.Popen([sys.executable, "-c", program], env=environment, cwd=root) as process:
         server = await registered(settings, db)
         async with httpx.AsyncClient() as http:
             assert (await http.get(f"{server.url}/healthz")).status_code == 200
