@@ -114,8 +114,10 @@ def default_roles(settings: Settings) -> list[Role]:
         Role("api", answers=partial(answers_http, host, settings.port, "/healthz")),
         Role("tick"),
     ]
+    # One supervisor for all pools: five of them would cost 220 MB and watch no better (decision
+    # 0015). A slot is a process of its own either way.
     pools = tuple(name for name, pool in settings.pools.items() if pool.slots)
-    return [*roles, *(Role("work", (pool,)) for pool in pools)]
+    return [*roles, Role("work", pools)] if pools else roles
 
 
 def _publish(settings: Settings, children: list[Child]) -> None:

@@ -9,18 +9,19 @@ import os
 import re
 import shutil
 import signal
+import subprocess
 import tempfile
 from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
 from typing import override
 
-import anyio
 import asyncpg
 
 from runtime.embedded_state import LOOPBACK, change_port, load_or_create
 from runtime.errors import DiskFullError, EmbeddedServerError, WrongMajorError
 from runtime.files import PRIVATE_FOLDER, explained, sync_folder
+from runtime.processes import Handle
 from runtime.server_process import Health, Server
 from runtime.sql import load_queries
 from runtime.unprivileged import Identity, cannot_drop, identity_for, named_identity, readable_tree
@@ -215,20 +216,9 @@ class Postgres(Server):
             "--locale=C",
             "--no-instructions",
         ]
-        try:
-            done = await anyio.run_process(
-                command,
-                check=False,
-                cwd=self._new_folder,
-                pass_fds=[lock],
-                start_new_session=True,
-                env={"LC_ALL": "C", "TZ": "UTC", "PATH": "/usr/bin:/bin"},
-                **user.popen(),
-            )
-        except PermissionError as error:
-            raise cannot_drop(error) from error
-        if done.returncode:
-            raise _explain_initdb((done.stdout + done.stderr).decode(errors="replace"), self.home)
+        code, output = await _run(command, user, self._new_folder, lock)
+        if code:
+            raise _explain_initdb(output, self.home)
 
     def _refuse_other_major(self) -> None:
         found = (self.folder / "PG_VERSION").read_text(encoding="ascii").strip()
@@ -263,6 +253,41 @@ class Postgres(Server):
 
     def _url(self, user: str, password: str, database: str) -> str:
         return f"postgresql://{user}:{password}@{LOOPBACK}:{self.port}/{database}"
+
+
+async def _run(command: list[str], user: Identity, folder: Path, lock: int) -> tuple[int, str]:
+    """Run a program as that user, holding the lock; return its exit code and all it said."""
+    with tempfile.TemporaryFile() as output:
+        with _started(command, user, folder, (lock, output.fileno())) as child:
+            handle = Handle(child.pid)
+            try:
+                await handle.wait_death()
+            finally:
+                handle.send(signal.SIGKILL)
+                handle.close()
+        output.seek(0)
+        return child.returncode, output.read().decode(errors="replace")
+
+
+def _started(
+    command: list[str], user: Identity, folder: Path, descriptors: tuple[int, int]
+) -> subprocess.Popen[bytes]:
+    """Start it with subprocess itself, since uvloop's version of it cannot change the user."""
+    lock, output = descriptors
+    try:
+        return subprocess.Popen(
+            command,
+            cwd=folder,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            pass_fds=[lock],
+            start_new_session=True,
+            env={"LC_ALL": "C", "TZ": "UTC", "PATH": "/usr/bin:/bin"},
+            **user.popen(),
+        )
+    except PermissionError as error:
+        raise cannot_drop(error) from error
 
 
 def _wheel_tree(identity: Identity) -> Path:

