@@ -19,6 +19,7 @@ from runtime.postgres import UNREACHABLE, Connection, Pool
 from runtime.settings import Settings
 
 PROMOTE_MAX = 5000
+ROUND_MAX_S = 5.0
 
 log = logger("sweeper")
 
@@ -74,7 +75,9 @@ class Sweeper:
         while True:
             # The last line of defence: one failed sweep must not end all later ones.
             try:
-                await self.sweep()
+                # A drain that cuts a transaction in two leaves its end to the server's timeout.
+                with anyio.move_on_after(ROUND_MAX_S, shield=True):
+                    await self.sweep()
             except UNREACHABLE as error:
                 self._watch.restart()
                 log.warning("sweep_waits", error=str(error))
