@@ -968,12 +968,12 @@ DELETE FROM attempts_default WHERE ctid = ANY(ARRAY(
     SELECT ctid FROM attempts_default WHERE finished_at < coalesce($3, now()) - $1::int * interval '1 day' LIMIT $2));
 
 -- name: prune_events_default
-WITH gone AS (
-    DELETE FROM events_default WHERE ctid = ANY(ARRAY(
-        SELECT ctid FROM events_default WHERE at < coalesce($3, now()) - $1::int * interval '1 day' LIMIT $2))
-    RETURNING xid
+WITH old AS MATERIALIZED (
+    SELECT ctid AS place, xid FROM events_default WHERE at < coalesce($3, now()) - $1::int * interval '1 day' LIMIT $2
+), noted AS (
+    UPDATE events_dropped SET xid = greatest(xid, (SELECT max(xid) FROM old)) WHERE EXISTS (SELECT 1 FROM old)
 )
-UPDATE events_dropped SET xid = greatest(xid, (SELECT max(xid) FROM gone)) WHERE EXISTS (SELECT 1 FROM gone);
+DELETE FROM events_default WHERE ctid = ANY(ARRAY(SELECT place FROM old));
 
 -- name: prune_idempotency_keys
 DELETE FROM idempotency_keys WHERE ctid = ANY(ARRAY(
@@ -1000,14 +1000,12 @@ DELETE FROM limits WHERE ctid = ANY(ARRAY(
     LIMIT $1 FOR UPDATE SKIP LOCKED));
 
 -- name: prune_batches
-WITH gone AS (
-    DELETE FROM batches WHERE id = ANY(ARRAY(
-        SELECT id FROM batches WHERE finished_at < coalesce($3, now()) - $1::int * interval '1 day' LIMIT $2
-        FOR UPDATE SKIP LOCKED))
-    RETURNING id
+WITH old AS MATERIALIZED (
+    SELECT id FROM batches WHERE finished_at < coalesce($3, now()) - $1::int * interval '1 day' LIMIT $2
+    FOR UPDATE SKIP LOCKED
 ), counts AS (
-    DELETE FROM batch_counts WHERE batch_id = ANY(ARRAY(SELECT id FROM gone))
+    DELETE FROM batch_counts WHERE batch_id = ANY(ARRAY(SELECT id FROM old))
 ), parts AS (
-    DELETE FROM batch_parts WHERE batch_id = ANY(ARRAY(SELECT id FROM gone))
+    DELETE FROM batch_parts WHERE batch_id = ANY(ARRAY(SELECT id FROM old))
 )
-SELECT count(*) FROM gone;
+DELETE FROM batches WHERE id = ANY(ARRAY(SELECT id FROM old));
