@@ -48,7 +48,13 @@ def _uv(version: str) -> Path:
     uv = TOOL_VENV / "bin" / "uv"
     if not uv.exists() or version not in _run(uv, "--version"):
         _run(Path(sys.executable), "-m", "venv", "--clear", str(TOOL_VENV))
-        _run(TOOL_VENV / "bin" / "pip", "install", "--quiet", f"uv=={version}")
+        _run(
+            TOOL_VENV / "bin" / "pip",
+            "install",
+            "--quiet",
+            "--disable-pip-version-check",
+            f"uv=={version}",
+        )
     return uv
 
 
