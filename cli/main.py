@@ -6,15 +6,12 @@ import errno
 import os
 import sys
 
-import click
 import typer
 from rich.markup import escape
 
 from cli import doctor, ingest, jobs, knowledge, operate, processes
 from cli.output import errors
-from runtime.errors import EXIT_FAILED, EXIT_USAGE, XnaiError
-
-EXIT_INTERRUPTED = 130
+from runtime.errors import EXIT_FAILED, XnaiError
 
 app = typer.Typer(
     name="xnai",
@@ -51,31 +48,18 @@ app.add_typer(operate.keys, name="keys", rich_help_panel="Operate")
 
 def main() -> None:
     """Run the command line; never ends in a traceback for what a user can mend."""
-    sys.exit(_run())
-
-
-def _run() -> int:  # noqa: PLR0911 - one answer a sort of error
     try:
-        code = app(standalone_mode=False)
-    except click.exceptions.NoArgsIsHelpError as error:
-        error.show()
-        return EXIT_USAGE
-    except click.ClickException as error:
-        error.show()
-        return error.exit_code
-    except (click.Abort, KeyboardInterrupt):
-        return EXIT_INTERRUPTED
+        app()
     except XnaiError as error:
-        return _say(str(error), error.exit_code)
+        sys.exit(_say(str(error), error.exit_code))
     except BrokenPipeError:
         # The reader of a pipe has gone: nothing to say to anybody, and no second error at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return EXIT_FAILED
+        sys.exit(EXIT_FAILED)
     except OSError as error:
         if (text := _explain(error)) is None:
             raise
-        return _say(text, EXIT_FAILED)
-    return code if isinstance(code, int) else 0
+        sys.exit(_say(text, EXIT_FAILED))
 
 
 def _say(text: str, code: int) -> int:

@@ -26,11 +26,10 @@ else:
     Pool = asyncpg.Pool
 
 CONNECT_TIMEOUT_S = 10.0
-IDLE_CONNECTION_S = 15.0
 LOCK_TIMEOUT_S = 5.0
 STATEMENT_TIMEOUT_S = 30.0
 IDLE_IN_TRANSACTION_TIMEOUT_S = 5.0
-IDLE_CONNECTION_S = 30.0
+IDLE_CONNECTION_S = 15.0
 
 # What asyncpg raises while a server is down, starting, stopping or out of connections.
 UNREACHABLE = (
@@ -59,8 +58,6 @@ async def open_pool(settings: "Settings", *, role: str, size: int) -> Pool:
         url,
         min_size=1,
         max_size=size,
-        # A connection costs the server about 5 MB: what a burst opened goes soon after it.
-        max_inactive_connection_lifetime=IDLE_CONNECTION_S,
         init=_set_codecs,
         timeout=CONNECT_TIMEOUT_S,
         # A connection costs the server some 6 MB: after a burst, give them back soon.
