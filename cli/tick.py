@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import anyio
 import asyncpg
 
+from corpus import purge, uploads
 from jobs import dispatch, retention
 from jobs.kinds import load_kinds
 from runtime import redis as runtime_redis
@@ -78,6 +79,9 @@ async def _forget_once(pool: Pool, days: int) -> None:
         await retention.make_partitions(connection)
         while (await retention.prune(connection, days=days)).more:
             continue
+        while (await purge.purge(connection)).more:
+            continue
+        await uploads.expire(connection)
         before = await outbox.database_now(connection) - timedelta(days=days)
         while await outbox.prune(connection, before=before):
             continue

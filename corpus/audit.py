@@ -1,5 +1,6 @@
 """Proves that the index holds what Postgres says and nothing else. Reads only, repairs nothing."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from corpus import generations
@@ -50,4 +51,12 @@ async def audit(connection: Connection, tenant_id: TenantId, collection: str) ->
 async def shown_vectors(connection: Connection, collection_id: int, generation: int) -> list[int]:
     """Ids of all vectors that an index at this generation must be able to find, sorted."""
     rows = await connection.fetch(QUERIES["shown_vectors"], collection_id, generation)
+    return [row["vector_id"] for row in rows]
+
+
+async def foreign_vectors(
+    connection: Connection, collection_id: int, generation: int, ids: Sequence[int]
+) -> list[int]:
+    """Of the vectors that an index holds, those that this generation of it has no right to."""
+    rows = await connection.fetch(QUERIES["foreign_vectors"], collection_id, list(ids), generation)
     return [row["vector_id"] for row in rows]

@@ -26,6 +26,11 @@ class Purged:
     versions: int
     contents: int
 
+    @property
+    def more(self) -> bool:
+        """Whether another call is likely to find something."""
+        return PORTION in {self.documents, self.editions}
+
 
 async def purge(connection: Connection, *, readable_s: float = READABLE_S) -> Purged:
     """Remove a portion of what is dead; call it again while it finds something.

@@ -417,6 +417,12 @@ JOIN chunks c ON c.edition_id = e.id
 WHERE e.collection_id = $1 AND e.born_gen <= $2 AND (e.died_gen IS NULL OR e.died_gen > $2)
 ORDER BY c.vector_id;
 
+-- name: foreign_vectors
+-- Audit: of these ids, those whose chunks are another collection's, or not born yet. Purged ones are nobody's harm.
+SELECT c.vector_id FROM chunks c JOIN editions e ON e.id = c.edition_id
+WHERE c.vector_id = ANY($2::bigint[]) AND (e.collection_id <> $1 OR e.born_gen IS NULL OR e.born_gen > $3)
+ORDER BY c.vector_id;
+
 -- name: register_search_server
 INSERT INTO search_servers (id, node_id, url, host, pid) VALUES ($1, $2, $3, $4, $5);
 

@@ -17,7 +17,7 @@ from runtime.ids import uuid7
 from runtime.postgres import Pool
 from runtime.settings import Settings
 from tests.support.corpus import Desk
-from workers import search_merges, search_segments
+from workers import search_audit, search_merges, search_segments
 from workers.handlers import index
 
 pytestmark = [pytest.mark.anyio, pytest.mark.model]
@@ -152,6 +152,19 @@ async def test_audit_names_a_chunk_without_segment(desk: Desk) -> None:
     assert [finding.rule for finding in found.findings] == [
         "every shown chunk is in exactly one segment"
     ]
+
+
+async def test_audit_of_the_files_finds_what_is_missing_and_what_is_foreign(desk: Desk) -> None:
+    await desk.publish({"doc": CATS, "gone": RAIN})
+    await desk.publish({"doc": RAIN})
+    folder = desk.settings.data_dir
+    found = await search_audit.audit_index(desk.postgres, folder, DEFAULT_TENANT, "default")
+    assert (found.is_sound, found.generation, found.vectors) == (True, 2, 3)
+    async with desk.postgres.acquire() as connection:
+        await connection.execute("UPDATE segments SET retired_at = now() WHERE low_gen = 0")
+        await connection.execute("UPDATE collections SET generation = 1")
+    found = await search_audit.audit_index(desk.postgres, folder, DEFAULT_TENANT, "default")
+    assert (len(found.missing), len(found.foreign)) == (2, 1)
 
 
 async def test_rebuild_makes_one_segment_and_heals_lost_rows(desk: Desk) -> None:
