@@ -73,14 +73,21 @@ VALUES ($1, $2, $3, $4, $5, $6, coalesce($7::timestamptz, now()), coalesce($7::t
 -- name: fan_out
 -- Hands the next events to the endpoints that want them, exactly once: rows and cursor move in one statement, and
 -- only below the oldest open transaction, so that one which commits late is not skipped. An end that also settled
--- its job is two events in one row. After a restore into a new cluster the cursor may lie ahead of all
--- transactions: then it goes on from the present one.
+-- its job is two events in one row. After a restore into a new cluster, where transactions count anew, the cursor
+-- lies ahead of them all: then it goes on by n alone, which the restored sequence counts on.
 WITH cursor AS MATERIALIZED (
-    SELECT least(xid, pg_snapshot_xmin(pg_current_snapshot())) AS xid, n FROM webhook_cursor FOR UPDATE SKIP LOCKED
+    SELECT xid, n, xid >= pg_snapshot_xmin(pg_current_snapshot()) AS is_foreign
+    FROM webhook_cursor
+    FOR UPDATE SKIP LOCKED
+), start AS MATERIALIZED (
+    SELECT CASE WHEN is_foreign THEN '0' ELSE xid END AS xid, CASE WHEN is_foreign THEN 0 ELSE n END AS n,
+        CASE WHEN is_foreign THEN n ELSE -1 END AS n_floor
+    FROM cursor
 ), page AS MATERIALIZED (
     SELECT *
     FROM events
-    WHERE (xid, n) > ((SELECT xid FROM cursor), (SELECT n FROM cursor))
+    WHERE (xid, n) > ((SELECT xid FROM start), (SELECT n FROM start))
+        AND n > (SELECT n_floor FROM start)
         AND xid < pg_snapshot_xmin(pg_current_snapshot())
     ORDER BY xid, n
     LIMIT $1

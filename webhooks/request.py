@@ -112,10 +112,12 @@ async def _exchange(
     client: httpx.AsyncClient, url: str, headers: dict[str, str], body: bytes, *, now: datetime
 ) -> _Told:
     async with client.stream("POST", url, headers=headers, content=body) as response:
+        # Before the body: a connection that has been closed knows its peer no more.
+        address = _address(response)
         read = await _read(response)
     error_type, detail = _judge(response)
     return _Told(
-        address=_address(response),
+        address=address,
         status=response.status_code,
         headers=_kept_headers(response),
         body=_clean(read[:BODY_KEPT_MAX].decode("utf-8", "replace")),
