@@ -122,12 +122,6 @@ class Settings(BaseSettings):
     retention_days: int = Field(
         7, ge=1, le=3650, description="Days that finished jobs and their events are kept."
     )
-    backoff_s: float = Field(
-        2.0, ge=0.01, le=3600, description="Seconds before the first retry; doubles with each."
-    )
-    backoff_max_s: float = Field(
-        3600.0, ge=0.01, le=86400, description="Longest pause between two attempts, in seconds."
-    )
 
     connect_timeout_s: float = Field(
         30.0, gt=0, le=600, description="Seconds that a starting process waits for its servers."
@@ -209,11 +203,9 @@ class Settings(BaseSettings):
                 f"raise dead_after_s to at least {_BEATS_BEFORE_DEATH * self.heartbeat_s:g}"
             )
             raise ValueError(message)
-        if self.backoff_max_s < self.backoff_s:
-            message = (
-                f"backoff_max_s is {self.backoff_max_s:g}, less than backoff_s: raise it to at "
-                f"least {self.backoff_s:g}"
-            )
+        if self.vector_backend == "qdrant":
+            # The name is reserved; to take it and search with FAISS all the same would be a lie.
+            message = "vector_backend qdrant is not part of this version: set it to faiss"
             raise ValueError(message)
         return self
 

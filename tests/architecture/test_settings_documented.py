@@ -64,5 +64,5 @@ def test_every_setting_is_read_somewhere(name: str) -> None:
         "workers",
     ]  # fmt: skip
     sources = [path for package in packages for path in (ROOT / package).rglob("*.py")]
-    read = re.compile(rf"settings\.{name}\b")
+    read = re.compile(rf"(settings|self)\.{name}\b")
     assert any(read.search(path.read_text(encoding="utf-8")) for path in sources)

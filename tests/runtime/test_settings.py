@@ -83,7 +83,7 @@ def test_tables_of_pools(elsewhere: Path) -> None:
         ("XNAI_REDIS_URL", "secret", "XNAI_REDIS_URL.*redis://"),
         ("XNAI_API_URL", "secret", "XNAI_API_URL.*http://"),
         ("XNAI_DEAD_AFTER_S", "2", "raise dead_after_s to at least 3"),
-        ("XNAI_BACKOFF_MAX_S", "0.5", "raise it to at least 2"),
+        ("XNAI_VECTOR_BACKEND", "qdrant", "set it to faiss"),
         ("XNAI_LOG_LEVEL", "loud", "XNAI_LOG_LEVEL.*debug"),
     ],
 )
