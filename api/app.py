@@ -82,10 +82,10 @@ def create_app(settings: Settings) -> FastAPI:
         separate_input_output_schemas=False,
         generate_unique_id_function=lambda route: route.name,
     )
-    translations.install(app)
-    app.include_router(health.router)
-    for resource in _RESOURCES:
-        app.include_router(resource.router)
+    routers = [health.router, *(resource.router for resource in _RESOURCES)]
+    for router in routers:
+        app.include_router(router)
+    translations.install(app, [route for router in routers for route in router.routes])
     openapi.install(app, kinds)
     app.add_middleware(Authentication)
     app.add_middleware(Hardening)

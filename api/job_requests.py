@@ -1,5 +1,6 @@
 """A job as clients ask for it, checked completely: its fields, its payload by its kind, and where it leads."""
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -10,6 +11,7 @@ from pydantic import (
     AfterValidator,
     AwareDatetime,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     ValidationError,
@@ -19,6 +21,7 @@ from pydantic import (
 from api.auth import Principal
 from api.errors import FieldError, Problem, ProblemType, field_error, from_pydantic
 from api.keys import Role
+from api.limits import too_large
 from jobs.kinds import MAX_PAYLOAD_BYTES, CrawlPayload, Kind, KindRegistry, Text, UnknownKind, Url
 from jobs.model import NewJob, Unique
 from jobs.states import OnParentFailure
@@ -26,11 +29,20 @@ from runtime.egress import EgressDenied, EgressPolicy
 
 YEAR_S = 366 * 86_400
 HORIZON = timedelta(days=10 * 366)
+_RFC3339 = re.compile(r"\d{4}-\d\d-\d\d[Tt]\d\d:\d\d:\d\d(\.\d+)?([Zz]|[+-]\d\d:\d\d)", re.ASCII)
 
 Name = Annotated[Text, Field(min_length=1, max_length=255)]
 Tag = Annotated[Text, Field(min_length=1, max_length=128)]
 Tags = Annotated[list[Tag], Field(max_length=32)]
 Seconds = Annotated[float, Field(ge=0, le=10 * YEAR_S, allow_inf_nan=False)]
+
+
+def _is_rfc3339(value: object) -> object:
+    """Numbers and bare dates are no times here, though pydantic would read them as such."""
+    if not isinstance(value, str) or not _RFC3339.fullmatch(value):
+        message = "must be an RFC 3339 time with its zone, as 2026-05-04T08:00:00Z"
+        raise ValueError(message)
+    return value
 
 
 def _within_horizon(moment: datetime) -> datetime:
@@ -45,13 +57,18 @@ def _within_horizon(moment: datetime) -> datetime:
     return in_utc
 
 
-Moment = Annotated[AwareDatetime, AfterValidator(_within_horizon)]
+Moment = Annotated[
+    AwareDatetime,
+    Field(strict=False, examples=["2026-12-24T18:00:00Z"]),
+    BeforeValidator(_is_rfc3339),
+    AfterValidator(_within_horizon),
+]
 
 
 class RequestModel(BaseModel):
-    """Base of all request bodies: unknown fields are refused."""
+    """Base of all request bodies: unknown fields are refused, nothing is coerced (`"5"` is no 5)."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, strict=True)
 
 
 class UniqueRequest(RequestModel):
@@ -83,7 +100,7 @@ class JobRequest(RequestModel):
     unique: UniqueRequest | None = None
     concurrency_key: Name | None = None
     depends_on: Annotated[list[Name], Field(max_length=1000)] = []
-    on_parent_failure: OnParentFailure = OnParentFailure.CANCEL
+    on_parent_failure: Annotated[OnParentFailure, Field(strict=False)] = OnParentFailure.CANCEL
     custom_id: Name | None = None
     tags: Tags = []
     callback_url: Url | None = None
@@ -123,15 +140,14 @@ class JobChecker:
         return denied or _new_job(request, payload)
 
     def _payload(self, kind: Kind, request: JobRequest) -> BaseModel | list[FieldError]:
+        text = orjson.dumps(request.payload)
+        if len(text) > MAX_PAYLOAD_BYTES:
+            raise too_large(MAX_PAYLOAD_BYTES, "a payload")
         try:
-            payload = kind.payload.model_validate(request.payload)
+            # From JSON, strict means what JSON can say: ids and times are strings, "5" is no 5.
+            return kind.payload.model_validate_json(text, strict=True)
         except ValidationError as error:
             return from_pydantic(error.errors(include_input=False), prefix=("payload",))
-        size = len(orjson.dumps(request.payload))
-        if size > MAX_PAYLOAD_BYTES:
-            detail = f"has {size} bytes as JSON, at most {MAX_PAYLOAD_BYTES} are taken"
-            return [field_error("/payload", detail)]
-        return payload
 
     def _denied(self, payload: BaseModel, callback_url: str | None) -> Iterator[FieldError]:
         for pointer, url in _urls(payload, callback_url):

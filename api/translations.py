@@ -3,7 +3,7 @@
 A test asserts that every error of the ledger is in the table.
 """
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 import asyncpg
@@ -11,6 +11,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
+from starlette.routing import BaseRoute, Route
 
 from api.errors import (
     FieldError,
@@ -136,13 +137,16 @@ OTHERS: Mapping[type[Exception], Callable[[Any], Problem]] = {
 }
 
 
-def install(app: FastAPI) -> None:
-    """Make the application answer each of these errors with its problem document."""
+def install(app: FastAPI, routes: Sequence[BaseRoute]) -> None:
+    """Make the application answer each of these errors with its problem document.
+
+    `routes` are those that a 405 names the methods of.
+    """
     app.add_exception_handler(Problem, _handler(lambda error: error))
     for kind, translate in {**LEDGER, **OTHERS}.items():
         app.add_exception_handler(kind, _handler(translate))
     app.add_exception_handler(RequestValidationError, _handler(_from_validation))
-    app.add_exception_handler(HTTPException, _handler(_from_framework))
+    app.add_exception_handler(HTTPException, _framework_handler(routes))
     app.add_exception_handler(ClientDisconnect, _handler(_from_disconnect))
     app.add_exception_handler(Exception, _unexpected)
 
@@ -184,9 +188,27 @@ def _from_location(item: Mapping[str, Any]) -> FieldError:
 _FRAMEWORK: Mapping[int, ProblemType] = {kind.status: kind for kind in reversed(ProblemType)}
 
 
-def _from_framework(error: HTTPException) -> Problem:
-    kind = _FRAMEWORK.get(error.status_code, ProblemType.MALFORMED)
-    return Problem(kind, str(error.detail), headers=error.headers)
+def _framework_handler(
+    routes: Sequence[BaseRoute],
+) -> Callable[[Request, Exception], Awaitable[Response]]:
+    async def answer(request: Request, error: Exception) -> Response:
+        status = getattr(error, "status_code", 500)
+        kind = _FRAMEWORK.get(status, ProblemType.MALFORMED)
+        headers = dict(getattr(error, "headers", None) or {})
+        if kind is ProblemType.METHOD_NOT_ALLOWED:
+            # Starlette names the methods of one route only; a path has a route for each method.
+            headers["Allow"] = ", ".join(sorted(_methods(routes, request)))
+        return Problem(kind, str(getattr(error, "detail", "")), headers=headers).response()
+
+    return answer
+
+
+def _methods(routes: Sequence[BaseRoute], request: Request) -> set[str]:
+    found: set[str] = set()
+    for route in routes:
+        if isinstance(route, Route) and route.path_regex.match(request.url.path):
+            found |= route.methods or set()
+    return found
 
 
 def _from_disconnect(error: ClientDisconnect) -> Problem:
@@ -195,7 +217,7 @@ def _from_disconnect(error: ClientDisconnect) -> Problem:
 
 
 async def _unexpected(request: Request, error: Exception) -> Response:
-    """A fault of ours: logged once with its traceback, told without any of it."""
-    log.error("unexpected", path=request.url.path, method=request.method, exc_info=error)
+    """A fault of ours, told without any of it; Starlette raises it again, so the server logs it."""
+    del request, error
     detail = "the server's log has the cause; nothing was accepted unless the ledger shows it"
     return Problem(ProblemType.INTERNAL, detail).response()

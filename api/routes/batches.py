@@ -361,7 +361,7 @@ def _result_line(line: ResultLine) -> bytes:
     return orjson.dumps(
         {
             "cursor": line.cursor,
-            "id": job.id,
+            "id": str(job.id),
             "custom_id": job.custom_id,
             "kind": job.kind,
             "state": job.state,

@@ -30,6 +30,7 @@ _ENDED = {204: {"description": "Everything was told: a browser does not reconnec
 
 @router.get(
     "/jobs/{job_id}/events",
+    status_code=status.HTTP_200_OK,
     response_class=EventStream,
     responses={**event_stream(), **_ENDED, **problems(ProblemType.NOT_FOUND)},
 )
@@ -51,6 +52,7 @@ async def stream_job(
 
 @router.get(
     "/batches/{batch_id}/events",
+    status_code=status.HTTP_200_OK,
     response_class=EventStream,
     responses={**event_stream(), **_ENDED, **problems(ProblemType.NOT_FOUND)},
 )
@@ -67,7 +69,12 @@ async def stream_batch(
     return EventStream(source, max_s=services.settings.stream_max_s)
 
 
-@router.get("/events", response_class=EventStream, responses=event_stream())
+@router.get(
+    "/events",
+    status_code=status.HTTP_200_OK,
+    response_class=EventStream,
+    responses=event_stream(),
+)
 async def stream_events(
     services: WithServices, principal: Reader, last_event_id: LastEventId = None
 ) -> Response:

@@ -22,7 +22,10 @@ router = make_router("search")
 class SearchFilterRequest(RequestModel):
     """Narrows a search; what is given must all hold."""
 
-    document_ids: Annotated[list[UUID], Field(min_length=1, max_length=1000)] | None = None
+    document_ids: (
+        Annotated[list[Annotated[UUID, Field(strict=False)]], Field(min_length=1, max_length=1000)]
+        | None
+    ) = None
     url_prefix: Annotated[Text, Field(min_length=1, max_length=2048)] | None = None
     tags: (
         Annotated[list[Annotated[Text, Field(max_length=256)]], Field(min_length=1, max_length=20)]

@@ -219,7 +219,7 @@ async def test_webhook(
     """Send a `webhook.test` to it, disabled or not."""
     async with services.transaction() as connection:
         return TestView(
-            delivery_id=await endpoints.test(connection, principal.tenant_id, webhook_id)
+            delivery_id=await endpoints.send_test(connection, principal.tenant_id, webhook_id)
         )
 
 

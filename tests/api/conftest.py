@@ -59,4 +59,6 @@ async def anonymous(app: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
 
 def http_client(app: FastAPI, headers: dict[str, str]) -> httpx.AsyncClient:
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)
-    return httpx.AsyncClient(transport=transport, base_url="http://api", headers=headers, timeout=60)
+    return httpx.AsyncClient(
+        transport=transport, base_url="http://api", headers=headers, timeout=60
+    )

@@ -64,7 +64,9 @@ async def test_the_secret_is_not_in_the_database(db: Pool) -> None:
         _, text = await keys.create_key(connection, NewKey("a", Role.READER))
         parts = split_key(text)
         assert parts is not None
-        row = await connection.fetchval("SELECT api_keys::text FROM api_keys WHERE prefix = $1", parts[0])
+        row = await connection.fetchval(
+            "SELECT api_keys::text FROM api_keys WHERE prefix = $1", parts[0]
+        )
     assert parts[1] not in row
     assert parts[1].encode().hex() not in row
 
@@ -124,14 +126,16 @@ async def test_each_role_may_do_its_own_and_no_more(client_of: ClientOf, role: R
 
 async def test_another_tenants_objects_are_404(client_of: ClientOf) -> None:
     ours, theirs = await client_of(), await client_of(Role.ADMIN, "other")
-    job = (
-        await ours.post("/v1/jobs", json={"kind": "embed", "payload": {"texts": ["a"]}})
-    ).json()
+    job = (await ours.post("/v1/jobs", json={"kind": "embed", "payload": {"texts": ["a"]}})).json()
     batch = (await ours.post("/v1/batches", json={"state": "open"})).json()
     schedule = (
         await ours.post(
             "/v1/schedules",
-            json={"name": "s", "every_s": 60, "job": {"kind": "embed", "payload": {"texts": ["a"]}}},
+            json={
+                "name": "s",
+                "every_s": 60,
+                "job": {"kind": "embed", "payload": {"texts": ["a"]}},
+            },
         )
     ).json()
     paths = [
@@ -161,7 +165,9 @@ async def test_only_the_default_tenants_admin_makes_keys_of_other_tenants(
     client_of: ClientOf,
 ) -> None:
     theirs = await client_of(Role.ADMIN, "other")
-    assert (await theirs.post("/v1/keys", json={"name": "x", "tenant": "default"})).status_code == 403
+    assert (
+        await theirs.post("/v1/keys", json={"name": "x", "tenant": "default"})
+    ).status_code == 403
     made = await (await client_of()).post("/v1/keys", json={"name": "x", "tenant": "third"})
     assert made.status_code == 201
     assert made.json()["tenant"] == "third"
