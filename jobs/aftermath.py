@@ -64,6 +64,7 @@ class Aftermath:
         self.ready: defaultdict[str, list[UUID]] = defaultdict(list)
         self.released: Counter[Key] = Counter()
         self.settled: list[UUID] = []
+        self._over: list[Over] = []
 
     async def end_waiting(self, verdicts: Mapping[UUID, Verdict]) -> list[Over]:
         """End jobs that nobody holds, whose rows the caller has locked; held ones are left out.
@@ -88,21 +89,24 @@ class Aftermath:
                 if was_parked:
                     self.deltas.add(row["batch_id"], "scheduled", -1, follow_up=follow_up)
                 over.append(over_from(row, JobState(row["state"]), held_permit=not was_parked))
+            self._over += over[len(over) - len(rows) :]
             if not left or not await self._connection.fetch(QUERIES["waiting_jobs"], list(left)):
                 break
         return over
 
-    async def apply(self, over: Sequence[Over]) -> None:
+    def add(self, over: Iterable[Over]) -> None:
+        """Note attempts that ended together with their jobs."""
+        self._over += over
+
+    async def apply(self) -> None:
         """Carry out everything, ending dependents of what ended without success as they wish."""
-        everything = list(over)
-        parents = [job for job in over if job.has_dependents]
-        while parents:
-            ended = await self._tell_dependents(parents)
-            everything += ended
-            parents = [job for job in ended if job.has_dependents]
-        settled_later = await self._end_families(everything)
-        await self._release_keys(everything)
-        await self._owe_callbacks(everything, settled_later)
+        told = 0
+        while parents := [job for job in self._over[told:] if job.has_dependents]:
+            told = len(self._over)
+            await self._tell_dependents(parents)
+        settled_later = await self._end_families(self._over)
+        await self._release_keys(self._over)
+        await self._owe_callbacks(self._over, settled_later)
         await self.deltas.write(self._connection, self._writer)
 
     async def unpark(self, ids: Sequence[UUID]) -> None:
@@ -138,7 +142,7 @@ class Aftermath:
         for job in await permits.fill(self._connection, self.released):
             self.queued(job.job_id, job.pool, job.batch_id, follow_up=job.follow_up)
 
-    async def _tell_dependents(self, parents: Sequence[Over]) -> list[Over]:
+    async def _tell_dependents(self, parents: Sequence[Over]) -> None:
         states = {parent.id: parent.state for parent in parents}
         dependents = await self._connection.fetch(QUERIES["lock_dependents"], list(states))
         policies = {row["id"]: OnParentFailure(row["on_parent_failure"]) for row in dependents}
@@ -154,7 +158,8 @@ class Aftermath:
             else:
                 doomed[job_id] = verdict
         await self._count_down({job_id: n for job_id, n in done.items() if job_id not in doomed})
-        return await self.end_waiting(doomed) if doomed else []
+        if doomed:
+            await self.end_waiting(doomed)
 
     async def _count_down(self, done: Mapping[UUID, int]) -> None:
         if not done:

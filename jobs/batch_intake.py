@@ -10,7 +10,6 @@ from jobs.errors import BatchNotFound, BatchNotOpen, IdempotencyMismatch
 from jobs.kinds import KindRegistry
 from jobs.model import Accepted, NewJob, TenantId
 from jobs.states import BatchState
-from jobs.transactions import joined
 from runtime.ids import uuid7
 from runtime.postgres import Connection
 from runtime.sql import load_queries
@@ -71,7 +70,7 @@ async def append(
     Raises BatchNotFound, BatchNotOpen, JobsRefused, and IdempotencyMismatch when the key named
     another part.
     """
-    async with joined(connection):
+    async with connection.transaction():
         state = await state_of(connection, tenant_id, batch_id)
         is_new = await connection.fetchval(
             QUERIES["take_part"], batch_id, part_key, request_hash, len(jobs)

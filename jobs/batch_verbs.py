@@ -8,7 +8,7 @@ from jobs import ledger
 from jobs.batch_intake import seal, state_of
 from jobs.model import TenantId
 from jobs.results import CancelResult, Ready, RetryResult
-from jobs.transactions import joined
+from jobs.transactions import atomically
 from runtime.postgres import Connection
 from runtime.sql import load_queries
 
@@ -31,13 +31,16 @@ async def finish_due(
     between.
     """
     asked = None if batch_ids is None else list(batch_ids)
-    async with joined(connection):
+
+    async def finish() -> list[UUID]:
         rows = await connection.fetch(QUERIES["lock_due_batches"], asked, limit)
         if not rows:
             return []
         due = [row["id"] for row in rows]
         finished = await connection.fetch(QUERIES["finish_batches"], due, now)
-    return [row["id"] for row in finished]
+        return [row["id"] for row in finished]
+
+    return await atomically(connection, finish)
 
 
 async def cancel(
@@ -48,7 +51,7 @@ async def cancel(
     Call `finish_due` after the commit. Raises BatchNotFound.
     """
     total = CancelResult()
-    async with joined(connection):
+    async with connection.transaction():
         await seal(connection, tenant_id, batch_id)
         async for ids in _ids(connection, "live_of_batch", batch_id):
             step = await ledger.cancel(connection, tenant_id, ids, now=now)
@@ -69,7 +72,7 @@ async def retry(
 ) -> RetryResult:
     """Retry the failed and cancelled jobs of the batch, follow-ups included. Raises BatchNotFound."""
     total = RetryResult()
-    async with joined(connection):
+    async with connection.transaction():
         await state_of(connection, tenant_id, batch_id)
         async for ids in _ids(connection, "unsuccessful_of_batch", batch_id):
             step = await ledger.retry(connection, tenant_id, ids, now=now)

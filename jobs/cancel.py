@@ -11,7 +11,7 @@ from jobs.model import SlotId, TenantId
 from jobs.outcomes import Problem
 from jobs.results import CancelResult
 from jobs.states import JobState
-from jobs.transactions import joined
+from jobs.transactions import atomically
 from runtime.postgres import Connection
 from runtime.sql import load_queries
 
@@ -27,7 +27,8 @@ async def cancel(
 ) -> CancelResult:
     """Cancel jobs and their live descendants. Idempotent; finished work is kept."""
     asked = list(dict.fromkeys(ids))
-    async with joined(connection):
+
+    async def cancel_all() -> CancelResult:
         known = {
             row["id"] for row in await connection.fetch(QUERIES["known_jobs"], tenant_id, asked)
         }
@@ -38,15 +39,17 @@ async def cancel(
         cancelled = {job.id for job in over}
         running = [job_id for job_id in live if job_id not in cancelled]
         requested = await _request(connection, running, now)
-        await aftermath.apply(over)
-    return CancelResult(
-        cancelled=tuple(job.id for job in over),
-        requested=requested,
-        terminal=tuple(job_id for job_id in asked if job_id in known and job_id not in set(live)),
-        missing=tuple(job_id for job_id in asked if job_id not in known),
-        ready=aftermath.ready_by_pool(),
-        batches=aftermath.deltas.batches,
-    )
+        await aftermath.apply()
+        return CancelResult(
+            cancelled=tuple(job.id for job in over),
+            requested=requested,
+            terminal=tuple(job_id for job_id in asked if job_id in known - set(live)),
+            missing=tuple(job_id for job_id in asked if job_id not in known),
+            ready=aftermath.ready_by_pool(),
+            batches=aftermath.deltas.batches,
+        )
+
+    return await atomically(connection, cancel_all)
 
 
 async def _request(

@@ -12,7 +12,7 @@ from jobs.enqueue import DEFAULT_AGEING_S
 from jobs.errors import JobNotFound, StateConflict
 from jobs.model import TenantId
 from jobs.results import Ready
-from jobs.transactions import joined
+from jobs.transactions import atomically
 from runtime.postgres import Connection
 from runtime.sql import load_queries
 
@@ -37,25 +37,26 @@ async def change(
 
     Raises JobNotFound, and StateConflict for a terminal job or for the time of a running one.
     """
-    async with joined(connection):
+
+    async def change_all() -> Ready:
         job = await _lock(connection, tenant_id, job_id)
-        priority = job["priority"] if priority is None else priority
+        rank = job["priority"] if priority is None else priority
         await connection.execute(
             QUERIES["change_job"],
             job_id,
-            priority,
+            rank,
             job["run_at"] if run_at is None else run_at,
             job["tags"] if tags is None else list(tags),
             ageing_s,
         )
         aftermath = Aftermath(connection, NO_SLOT, now)
         for _ in range(_SLIPS_MAX):
-            if await _move(
-                connection, aftermath, job_id, run_at, priority=priority, ageing_s=ageing_s
-            ):
+            if await _move(connection, aftermath, job_id, run_at, priority=rank, ageing_s=ageing_s):
                 break
-        await aftermath.apply([])
-    return aftermath.ready_by_pool()
+        await aftermath.apply()
+        return aftermath.ready_by_pool()
+
+    return await atomically(connection, change_all)
 
 
 async def _lock(connection: Connection, tenant_id: TenantId, job_id: UUID) -> asyncpg.Record:

@@ -16,7 +16,7 @@ from jobs.intake import Entry, check
 from jobs.kinds import KindRegistry
 from jobs.model import Accepted, ClaimedJob, NewJob, SlotId, TenantId
 from jobs.states import JobState
-from jobs.transactions import joined
+from jobs.transactions import atomically
 from runtime.postgres import Connection
 from runtime.sql import load_queries
 
@@ -64,8 +64,12 @@ async def enqueue(
     is_plain = batch_id is None and len(entries) <= ROWS_A_STATEMENT
     if is_plain and all(_is_plain(job) for job in jobs):
         return await _accept(connection, origin, entries)
-    async with joined(connection):
-        return await _accept(connection, origin, entries)
+
+    async def accept() -> list[Accepted]:
+        # Marks duplicates in its entries: a second try begins with fresh ones.
+        return await _accept(connection, origin, check(jobs, kinds))
+
+    return await atomically(connection, accept)
 
 
 def _is_plain(job: NewJob) -> bool:
@@ -80,12 +84,14 @@ async def enqueue_follow_ups(
     kinds: KindRegistry,
     now: datetime | None = None,
     ageing_s: float = DEFAULT_AGEING_S,
+    aftermath: Aftermath | None = None,
 ) -> list[Accepted]:
     """Accept jobs that `parent` creates, in a transaction that has already asserted its token.
 
     They inherit tenant and batch, and keep every ancestor unsettled until they end. Raises Cancel
     when
     somebody asked to cancel the parent, since what it creates would have to be cancelled with it.
+    Who gives an `aftermath` applies it, once for several parents.
     """
     if not jobs:
         return []
@@ -95,10 +101,15 @@ async def enqueue_follow_ups(
     if await connection.fetchval(QUERIES["mark_family"], parent.id) is not None:
         reason = "cancelled by request"
         raise Cancel(reason)
-    return await _accept(connection, origin, entries)
+    return await _accept(connection, origin, entries, aftermath)
 
 
-async def _accept(connection: Connection, origin: Origin, entries: list[Entry]) -> list[Accepted]:
+async def _accept(
+    connection: Connection,
+    origin: Origin,
+    entries: list[Entry],
+    aftermath: Aftermath | None = None,
+) -> list[Accepted]:
     """Lock in the ledger's order: parents, families, keys; then write, and count last."""
     await _check_custom_ids(connection, origin, entries)
     parents = await dependencies.lock_parents(
@@ -110,8 +121,11 @@ async def _accept(connection: Connection, origin: Origin, entries: list[Entry]) 
         await connection.execute(
             QUERIES["add_to_families"], list(origin.lineage), origin.tenant_id, len(new)
         )
-    placing = _Placing(connection, origin, parents)
+    own = aftermath or Aftermath(connection, origin.writer, origin.now)
+    placing = _Placing(connection, origin, parents, own)
     await placing.insert(new)
+    if aftermath is None:
+        await placing.finish()
     known = await uniqueness.holders(connection, origin.tenant_id, entries)
     return [_answer(entry, placing.states, known) for entry in entries]
 
@@ -146,19 +160,34 @@ class _Placing:
     connection: Connection
     origin: Origin
     parents: dependencies.Parents
+    aftermath: Aftermath
     states: dict[UUID, JobState] = field(default_factory=dict)
 
     async def insert(self, entries: Sequence[Entry]) -> None:
+        """Write the jobs; wait for live parents, and do what those that ended before decide."""
         origin = self.origin
-        aftermath = Aftermath(self.connection, origin.writer, origin.now)
-        aftermath.deltas.add(origin.batch_id, "total", len(entries), follow_up=origin.follow_up)
+        self.aftermath.deltas.add(
+            origin.batch_id, "total", len(entries), follow_up=origin.follow_up
+        )
         for chunk in batched(entries, ROWS_A_STATEMENT):
-            await self._insert_chunk(chunk, aftermath)
-        await self._meet_parents(entries, aftermath)
-        for ids in aftermath.ready.values():
+            await self._insert_chunk(chunk)
+        await dependencies.add(self.connection, entries, self.parents)
+        doomed: dict[UUID, Verdict] = {}
+        for entry in entries:
+            verdict = self.parents.verdict(entry)
+            if verdict is not None:
+                doomed[entry.id] = verdict
+        if doomed:
+            over = await self.aftermath.end_waiting(doomed)
+            self.states.update({job.id: job.state for job in over})
+
+    async def finish(self) -> None:
+        """Give out permits and write the counts, last."""
+        await self.aftermath.apply()
+        for ids in self.aftermath.ready.values():
             self.states.update(dict.fromkeys(ids, JobState.QUEUED))
 
-    async def _insert_chunk(self, chunk: Sequence[Entry], aftermath: Aftermath) -> None:
+    async def _insert_chunk(self, chunk: Sequence[Entry]) -> None:
         origin = self.origin
         keys = {entry.id: entry.job.concurrency_key for entry in chunk}
         rows = await self.connection.fetch(
@@ -176,20 +205,10 @@ class _Placing:
             self.states[row["id"]] = JobState.SCHEDULED
             key = keys[row["id"]]
             if row["reason"] == "limit" and key is not None:
-                aftermath.wait_for_permit(origin.tenant_id, key)
-        aftermath.deltas.add(origin.batch_id, "scheduled", len(rows), follow_up=origin.follow_up)
-
-    async def _meet_parents(self, entries: Sequence[Entry], aftermath: Aftermath) -> None:
-        """Wait for live parents, and do at once what parents that ended before decide."""
-        await dependencies.add(self.connection, entries, self.parents)
-        doomed: dict[UUID, Verdict] = {}
-        for entry in entries:
-            verdict = self.parents.verdict(entry)
-            if verdict is not None:
-                doomed[entry.id] = verdict
-        over = await aftermath.end_waiting(doomed) if doomed else []
-        self.states.update({job.id: job.state for job in over})
-        await aftermath.apply(over)
+                self.aftermath.wait_for_permit(origin.tenant_id, key)
+        self.aftermath.deltas.add(
+            origin.batch_id, "scheduled", len(rows), follow_up=origin.follow_up
+        )
 
 
 def _columns(chunk: Sequence[Entry], parents: dependencies.Parents) -> tuple[list[object], ...]:

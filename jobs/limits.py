@@ -16,7 +16,7 @@ from jobs.counts import NO_SLOT
 from jobs.model import TenantId
 from jobs.permits import Key
 from jobs.results import Ready
-from jobs.transactions import joined
+from jobs.transactions import atomically
 from runtime.postgres import Connection
 from runtime.sql import load_queries
 
@@ -37,11 +37,14 @@ async def put(
     connection: Connection, tenant_id: TenantId, key: str, concurrency: int
 ) -> tuple[Limit, Ready]:
     """Set a key's limit. A raise queues waiting jobs (announce them); a cut lets running ones end."""
-    async with joined(connection):
+
+    async def put_all() -> tuple[Limit, Ready]:
         await connection.execute(QUERIES["put_limit"], tenant_id, key, concurrency)
         ready = await _fill(connection, [(tenant_id, key)], None)
         rows = await connection.fetch(QUERIES["list_limits"], tenant_id, key)
-    return _limit_from(rows[0]), ready
+        return _limit_from(rows[0]), ready
+
+    return await atomically(connection, put_all)
 
 
 async def list_limits(connection: Connection, tenant_id: TenantId) -> list[Limit]:
@@ -52,7 +55,8 @@ async def list_limits(connection: Connection, tenant_id: TenantId) -> list[Limit
 
 async def audit(connection: Connection, limit: int = 100) -> Ready:
     """Correct counters that differ from what is queued and running, and give out free permits."""
-    async with joined(connection):
+
+    async def audit_all() -> Ready:
         rows = await connection.fetch(QUERIES["limits_to_audit"], limit)
         keys = sorted((TenantId(row["tenant_id"]), row["key"]) for row in rows)
         if not keys:
@@ -63,12 +67,14 @@ async def audit(connection: Connection, limit: int = 100) -> Ready:
         await connection.execute(QUERIES["correct_limits"], tenant_ids, names)
         return await _fill(connection, keys, None)
 
+    return await atomically(connection, audit_all)
+
 
 async def _fill(connection: Connection, keys: Iterable[Key], now: datetime | None) -> Ready:
     aftermath = Aftermath(connection, NO_SLOT, now)
     for tenant_id, key in keys:
         aftermath.wait_for_permit(tenant_id, key)
-    await aftermath.apply([])
+    await aftermath.apply()
     return aftermath.ready_by_pool()
 
 

@@ -8,7 +8,7 @@ from jobs.model import TenantId
 from jobs.outcomes import Problem
 from jobs.results import Expired, Ready
 from jobs.states import JobState
-from jobs.transactions import joined
+from jobs.transactions import atomically
 from runtime.postgres import Connection
 from runtime.sql import load_queries
 
@@ -22,7 +22,8 @@ _EXPIRED = Verdict(
 
 async def promote_due(connection: Connection, limit: int, *, now: datetime | None = None) -> Ready:
     """Queue up to `limit` delayed and backed-off jobs that are due; answers them by pool."""
-    async with joined(connection):
+
+    async def promote() -> Ready:
         aftermath = Aftermath(connection, NO_SLOT, now)
         for row in await connection.fetch(QUERIES["promote_due"], limit, now):
             if row["key"] is not None:
@@ -31,19 +32,23 @@ async def promote_due(connection: Connection, limit: int, *, now: datetime | Non
                 aftermath.queued(
                     row["job_id"], row["pool"], row["batch_id"], follow_up=row["follow_up"]
                 )
-        await aftermath.apply([])
-    return aftermath.ready_by_pool()
+        await aftermath.apply()
+        return aftermath.ready_by_pool()
+
+    return await atomically(connection, promote)
 
 
 async def expire(connection: Connection, limit: int, *, now: datetime | None = None) -> Expired:
     """Fail up to `limit` waiting jobs whose `expires_at` has passed."""
-    async with joined(connection):
+
+    async def end() -> Expired:
         rows = await connection.fetch(QUERIES["lock_expired"], limit, now)
         if not rows:
             return Expired()
         aftermath = Aftermath(connection, NO_SLOT, now)
         over = await aftermath.end_waiting({row["id"]: _EXPIRED for row in rows})
-        await aftermath.apply(over)
-    return Expired(
-        tuple(job.id for job in over), aftermath.ready_by_pool(), aftermath.deltas.batches
-    )
+        await aftermath.apply()
+        ids = tuple(job.id for job in over)
+        return Expired(ids, aftermath.ready_by_pool(), aftermath.deltas.batches)
+
+    return await atomically(connection, end)

@@ -15,13 +15,13 @@ from jobs.model import SlotId
 from jobs.outcomes import Backoff
 from jobs.results import Ended, Recorded
 from jobs.rulings import BackOff, Finish, GiveBack, Ruling, bad_result, cancelled, rule
+from jobs.transactions import atomically
 from runtime.postgres import Connection
 from runtime.sql import load_queries
 
 QUERIES = load_queries("jobs")
 
-# What one row can do to the statement of a whole batch: bad data, a broken check, too deep, a
-# deadlock.
+# What one row can do to the statement of a whole batch: bad data, a broken check, too deep.
 _BAD_ROW = (
     JobsRefused,
     asyncpg.DataError,
@@ -29,7 +29,6 @@ _BAD_ROW = (
     asyncpg.ProgramLimitExceededError,
     asyncpg.InterfaceError,
 )
-_IN_THE_WAY = (asyncpg.DeadlockDetectedError, asyncpg.SerializationError)
 
 
 async def record(
@@ -56,7 +55,7 @@ async def record(
     rulings = [rule(one, backoff or Backoff(), rng) for one in ended]
     try:
         return await book.write(rulings)
-    except (*_BAD_ROW, *_IN_THE_WAY):
+    except _BAD_ROW:
         return _merge([await book.write_alone(ruling) for ruling in rulings])
 
 
@@ -80,16 +79,14 @@ class RulingBook:
 
     async def write(self, rulings: Sequence[Ruling]) -> Recorded:
         """Write all or none."""
-        async with self._connection.transaction():
-            return await self._write(rulings)
+        return await atomically(self._connection, lambda: self._write(rulings))
 
     async def _write(self, rulings: Sequence[Ruling]) -> Recorded:
         finishes = [ruling for ruling in rulings if isinstance(ruling, Finish)]
-        if any(finish.follow_ups for finish in finishes):
-            finishes = [
-                await self._create_follow_ups(finish) for finish in await self._lock(finishes)
-            ]
         aftermath = Aftermath(self._connection, self._slot_id, self._now)
+        if any(finish.follow_ups for finish in finishes):
+            locked = await self._lock(finishes)
+            finishes = [await self._create_follow_ups(finish, aftermath) for finish in locked]
         kept = await self._back_off(
             [ruling for ruling in rulings if isinstance(ruling, BackOff)], aftermath
         )
@@ -103,6 +100,7 @@ class RulingBook:
             if not isinstance(ruling, Finish) and ruling.job.id not in kept
         ]
         written = kept | await self._finish(finishes, aftermath)
+        await aftermath.apply()
         return self._report(rulings, written, aftermath)
 
     def _report(
@@ -131,7 +129,7 @@ class RulingBook:
             for finish in finishes
         ]
 
-    async def _create_follow_ups(self, finish: Finish) -> Finish:
+    async def _create_follow_ups(self, finish: Finish, aftermath: Aftermath) -> Finish:
         if finish.follow_ups:
             try:
                 await enqueue_follow_ups(
@@ -140,6 +138,7 @@ class RulingBook:
                     finish.follow_ups,
                     kinds=self._kinds,
                     now=self._now,
+                    aftermath=aftermath,
                 )
             except Cancel:
                 return cancelled(finish.job, finish.waited_s)
@@ -147,7 +146,6 @@ class RulingBook:
 
     async def _finish(self, finishes: Sequence[Finish], aftermath: Aftermath) -> set[UUID]:
         if not finishes:
-            await aftermath.apply([])
             return set()
         ids = [finish.job.id for finish in finishes]
         rows = await self._connection.fetch(
@@ -165,8 +163,8 @@ class RulingBook:
         tied = {row["id"]: row for row in rows if row["id"] is not None}
         aftermath.settled += [job_id for job_id in ids if job_id in moved and job_id not in tied]
         states = {finish.job.id: finish.state for finish in finishes}
-        await aftermath.apply(
-            [over_from(row, states[job_id], held_permit=True) for job_id, row in tied.items()]
+        aftermath.add(
+            over_from(row, states[job_id], held_permit=True) for job_id, row in tied.items()
         )
         return moved
 

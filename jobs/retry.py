@@ -13,7 +13,7 @@ from jobs.enqueue import DEFAULT_AGEING_S
 from jobs.model import TenantId
 from jobs.results import RetryResult
 from jobs.states import JobState
-from jobs.transactions import joined
+from jobs.transactions import atomically
 from runtime.postgres import Connection
 from runtime.sql import load_queries
 
@@ -35,7 +35,8 @@ async def retry(
     1.
     """
     asked = list(dict.fromkeys(ids))
-    async with joined(connection):
+
+    async def retry_all() -> RetryResult:
         known = {
             row["id"] for row in await connection.fetch(QUERIES["known_jobs"], tenant_id, asked)
         }
@@ -46,14 +47,16 @@ async def retry(
         if back:
             rows = await connection.fetch(QUERIES["revive"], now, tenant_id, back, ageing_s)
             await _reopen(connection, rows, aftermath)
-    terminal = {row["id"] for row in locked}
-    return RetryResult(
-        retried=tuple(back),
-        live=tuple(job_id for job_id in asked if job_id in known - terminal),
-        key_taken=tuple(sorted(refused)),
-        missing=tuple(job_id for job_id in asked if job_id not in known),
-        ready=aftermath.ready_by_pool(),
-    )
+        terminal = {row["id"] for row in locked}
+        return RetryResult(
+            retried=tuple(back),
+            live=tuple(job_id for job_id in asked if job_id in known - terminal),
+            key_taken=tuple(sorted(refused)),
+            missing=tuple(job_id for job_id in asked if job_id not in known),
+            ready=aftermath.ready_by_pool(),
+        )
+
+    return await atomically(connection, retry_all)
 
 
 async def _take_keys(
