@@ -18,6 +18,7 @@ from corpus.model import IndexState
 from engines.errors import EngineError
 from engines.index import IndexView
 from jobs.model import TenantId
+from runtime import metrics
 from runtime.logs import logger
 from runtime.postgres import UNREACHABLE, Pool
 from workers import search_segments
@@ -132,6 +133,8 @@ class SearchIndexes:
             if state.generation != held.generation:
                 held.words = {}
             held.view, held.generation = view, state.generation
+            label = f"{tenant_id}/{collection}"
+            metrics.INDEX_GENERATION.labels(label).set(state.generation)
         finally:
             held.catching_up = None
             ended.set()

@@ -71,7 +71,7 @@ async def _serve(settings: Settings, pool: Pool, listener: socket.socket) -> Non
         serving.start_soon(_stop_on_signal, server)
         await search_servers.register(pool, here, host=socket.gethostname(), pid=os.getpid())
         serving.start_soon(_beat, pool, here)
-        log.info("search_server_listens", url=here.url)
+        log.info("search_server_listens", url=here.url, backend=settings.vector_backend)
         await server.serve(sockets=[listener])
         serving.cancel_scope.cancel()
         background.cancel_scope.cancel()
