@@ -37,9 +37,11 @@ class _QuietHandler(SimpleHTTPRequestHandler):
 @pytest.fixture(scope="session")
 def site_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     folder = tmp_path_factory.mktemp("site")
-    links = "".join(f'<a href="{name}">{title}</a> ' for name, (title, _) in PAGES.items())
+    names = {name: name.replace("index.html", "./") for name in PAGES}
+    links = "".join(f'<a href="{names[name]}">{PAGES[name][0]}</a> ' for name in PAGES)
     for name, (title, text) in PAGES.items():
-        page = f"<html><head><title>{title}</title></head><body><nav>{links}</nav><main><h1>{title}</h1><p>{text}</p></main></body></html>"
+        head = f"<html><head><title>{title}</title></head>"
+        page = f"{head}<body><nav>{links}</nav><main><h1>{title}</h1><p>{text}</p></main></body>"
         (folder / name).write_text(page, encoding="utf-8")
     server = ThreadingHTTPServer(("127.0.0.1", 0), partial(_QuietHandler, directory=str(folder)))
     thread = threading.Thread(target=server.serve_forever)

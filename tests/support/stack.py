@@ -1,4 +1,4 @@
-"""A whole stack as a user runs it: `xnai up` on a data directory of its own, and the command line."""
+"""A whole stack as a user runs it: `xnai up` on its own data directory, and the command line."""
 
 import json
 import os
@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ class Stack:
     data_dir: Path
     environment: dict[str, str] = field(default_factory=dict)
     process: subprocess.Popen[bytes] | None = None
+    _seen: set[psutil.Process] = field(default_factory=set)
 
     @property
     def settings(self) -> Settings:
@@ -92,16 +93,16 @@ class Stack:
             yield api
 
     def processes(self) -> list[psutil.Process]:
-        """Every process of this stack: children, and servers that outlived a launcher."""
-        mine = str(self.data_dir)
-        found = []
+        """Every living process of this stack: descendants, once seen, and embedded servers."""
+        with suppress(psutil.NoSuchProcess):
+            if self.process is not None:
+                launcher = psutil.Process(self.process.pid)
+                self._seen.update((launcher, *launcher.children(recursive=True)))
         for process in psutil.process_iter():
-            try:
-                if process.environ().get("XNAI_DATA_DIR") == mine or mine in process.cwd():
-                    found.append(process)
-            except (psutil.AccessDenied, psutil.NoSuchProcess, psutil.ZombieProcess):
-                continue
-        return found
+            with suppress(psutil.AccessDenied, psutil.NoSuchProcess, psutil.ZombieProcess):
+                if str(self.data_dir) in process.cwd():
+                    self._seen.add(process)
+        return [process for process in self._seen if _is_alive(process)]
 
     def titled(self, title: str) -> list[psutil.Process]:
         """Processes of this stack whose command line begins with `xnai TITLE`."""
@@ -121,6 +122,13 @@ class Stack:
             "XNAI_LOG_LEVEL": "warning",
             **self.environment,
         }
+
+
+def _is_alive(process: psutil.Process) -> bool:
+    try:
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
 
 
 def _command(arguments: tuple[str, ...]) -> list[str]:
