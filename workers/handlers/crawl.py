@@ -13,7 +13,7 @@ import httpx
 from corpus import documents
 from corpus.errors import DocumentNotFound
 from corpus.model import Page as CorpusPage
-from corpus.model import Put
+from corpus.model import Put, PutOutcome
 from crawl.extractor import Extractor
 from crawl.fetch import crawl_client
 from crawl.limits import CrawlLimits
@@ -114,6 +114,7 @@ class _Sink:
     run: Run[CrawlPayload]
     kept: list[UUID] = field(default_factory=list)
     kept_total: int = 0
+    changed_total: int = 0
     _to_embed: list[UUID] = field(default_factory=list)
 
     async def known(self, url: str) -> Validators | None:
@@ -162,6 +163,7 @@ class _Sink:
 
     async def _note(self, put: Put) -> None:
         self.kept_total += 1
+        self.changed_total += put.outcome is not PutOutcome.UNCHANGED
         if len(self.kept) < DOCUMENTS_LISTED_MAX:
             self.kept.append(put.document_id)
         if put.needs_embedding and self.run.payload.pipeline:
@@ -199,6 +201,7 @@ def _result(report: CrawlReport, sink: _Sink) -> JsonObject:
         "pages": {outcome.value: count for outcome, count in report.pages.items()},
         "documents": [str(document_id) for document_id in sink.kept],
         "documents_total": sink.kept_total,
+        "documents_changed": sink.changed_total,
         "failures": [
             {
                 "url": failure.url,
