@@ -1,0 +1,124 @@
+"""The tick role as processes: two at once, one killed, connections lost, told to stop."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import anyio
+import pytest
+from redis.asyncio import Redis
+
+from jobs import dispatch, limits
+from jobs.model import DEFAULT_TENANT, NewJob
+from runtime.postgres import Pool
+from runtime.settings import Settings
+from schedules import store
+from schedules.model import Every, Overlap, Schedule, ScheduleSpec
+from tests.support.repository import ROOT
+from tests.webhooks.receiver import receiver, reply
+
+pytestmark = [pytest.mark.anyio, pytest.mark.crash]
+
+STOP_WITHIN_S = 20
+
+
+@contextmanager
+def tick_process(settings: Settings) -> Iterator["subprocess.Popen[bytes]"]:
+    """A process of the role, ended whatever happens."""
+    environment = os.environ | {
+        "XNAI_DATABASE_URL": str(settings.database_url),
+        "XNAI_REDIS_URL": str(settings.redis_url),
+        "XNAI_DATA_DIR": str(settings.data_dir),
+        "XNAI_EGRESS_ALLOW": "127.0.0.0/8",
+        "XNAI_TICK_S": "0.1",
+    }
+    with subprocess.Popen(
+        [sys.executable, "-m", "cli.roles", "tick"], cwd=ROOT, env=environment
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+async def every_second(pool: Pool) -> Schedule:
+    """Its jobs need not wait for each other, so that each fire makes one that is announced."""
+    async with pool.acquire() as connection:
+        spec = ScheduleSpec("s", NewJob("probe", {}), Every(1), overlap=Overlap.QUEUE)
+        schedule = await store.create(connection, DEFAULT_TENANT, spec)
+        await limits.put(connection, DEFAULT_TENANT, f"schedule:{schedule.id}", 100)
+    return schedule
+
+
+async def wake_ups(redis: Redis, count: int) -> None:
+    """Return when so many jobs have been announced."""
+    with anyio.fail_after(30):
+        for _ in range(count):
+            while await dispatch.wait(redis, "probe", 5) is None:
+                continue
+
+
+async def fires_and_jobs(pool: Pool, schedule: Schedule) -> tuple[int, int]:
+    async with pool.acquire() as connection:
+        enqueued = await connection.fetchval(
+            "SELECT count(*) FROM schedule_fires WHERE schedule_id = $1 AND outcome = 'enqueued'",
+            schedule.id,
+        )
+        jobs = await connection.fetchval("SELECT count(*) FROM jobs")
+    return enqueued, jobs
+
+
+async def test_schedules_and_callbacks_outlive_a_killed_ticker_and_lost_connections(
+    db: Pool, redis: Redis, settings: Settings
+) -> None:
+    schedule = await every_second(db)
+    with tick_process(settings) as first, tick_process(settings) as second:
+        await wake_ups(redis, 1)
+        first.kill()
+        await wake_ups(redis, 2)
+        async with db.acquire() as connection:
+            ended = await connection.fetchval(
+                "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity"
+                " WHERE application_name = 'xnai tick' AND datname = current_database()"
+            )
+        assert ended >= 1
+        await wake_ups(redis, 3)
+        async with receiver(reply(500), reply(200)) as there:
+            async with db.acquire() as connection:
+                await connection.execute(
+                    "INSERT INTO outbox (tenant_id, url, type, data) VALUES (1, $1, 'x', '{}')",
+                    there.url,
+                )
+            await there.until(1)
+        second.send_signal(signal.SIGTERM)
+        assert await anyio.to_thread.run_sync(second.wait, STOP_WITHIN_S) == 0
+    fires, jobs = await fires_and_jobs(db, schedule)
+    assert fires == jobs >= 6
+
+
+async def test_told_to_stop_it_finishes_the_delivery_under_way(
+    db: Pool, settings: Settings
+) -> None:
+    answer = anyio.Event()
+
+    async def slowly(stream: anyio.abc.SocketStream) -> None:
+        await answer.wait()
+        await stream.send(reply(200))
+
+    async with receiver(slowly) as there:
+        async with db.acquire() as connection:
+            await connection.execute(
+                "INSERT INTO outbox (tenant_id, url, type, data) VALUES (1, $1, 'x', '{}')",
+                there.url,
+            )
+        with tick_process(settings) as process:
+            await there.until(1)
+            process.send_signal(signal.SIGTERM)
+            answer.set()
+            assert await anyio.to_thread.run_sync(process.wait, STOP_WITHIN_S) == 0
+    async with db.acquire() as connection:
+        assert await connection.fetchval("SELECT state FROM deliveries") == "delivered"
+        assert await connection.fetchval("SELECT count(*) FROM outbox") == 0
