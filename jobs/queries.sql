@@ -221,9 +221,10 @@ SELECT id, cancel_requested_at FROM jobs WHERE id = ANY(ARRAY(SELECT job_id FROM
 -- name: finish_held
 -- The end of attempts and of their jobs: fence, move, tell, count, in one statement. A token is given once, so
 -- matching ids and tokens as two sets is exact. Answers the jobs to which more is tied, in one row at least, and which
--- jobs moved if not all did.
+-- jobs moved if not all did. An array of nothing but its default may be left empty.
 WITH ended AS MATERIALIZED (
-    SELECT * FROM unnest($3::uuid[], $5::text[], $6::float8[], $7::text[], $8::text[])
+    SELECT id, coalesce(state, 'succeeded') AS state, waited_s, result, error
+    FROM unnest($3::uuid[], $5::text[], $6::float8[], $7::text[], $8::text[])
         AS e (id, state, waited_s, result, error)
 ), let_go AS (
     DELETE FROM held WHERE job_id = ANY($3::uuid[]) AND token = ANY($4::bigint[])

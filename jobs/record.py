@@ -15,6 +15,7 @@ from jobs.model import SlotId
 from jobs.outcomes import Backoff
 from jobs.results import Ended, Recorded
 from jobs.rulings import BackOff, Finish, GiveBack, Ruling, bad_result, cancelled, rule
+from jobs.states import JobState
 from jobs.transactions import atomically
 from runtime.postgres import Connection
 from runtime.sql import load_queries
@@ -154,10 +155,10 @@ class RulingBook:
             self._now,
             ids,
             [finish.job.token for finish in finishes],
-            [finish.state for finish in finishes],
+            _unless_all(JobState.SUCCEEDED, [finish.state for finish in finishes]),
             [finish.waited_s for finish in finishes],
-            [finish.result for finish in finishes],
-            [finish.error for finish in finishes],
+            _unless_all(None, [finish.result for finish in finishes]),
+            _unless_all(None, [finish.error for finish in finishes]),
         )
         moved = set(ids) if rows[0]["moved"] is None else set(rows[0]["moved"])
         tied = {row["id"]: row for row in rows if row["id"] is not None}
@@ -206,6 +207,11 @@ class RulingBook:
                 aftermath.ready[row["pool"]].append(row["id"])
             kept.update(row["id"] for row in rows)
         return kept
+
+
+def _unless_all[T](default: T, values: list[T]) -> list[T]:
+    """Nothing instead of a column of defaults: encoding it costs more than finding out."""
+    return values if any(value is not default for value in values) else []
 
 
 def _merge(parts: Sequence[Recorded]) -> Recorded:

@@ -97,6 +97,8 @@ def bad_result(job: ClaimedJob, waited_s: float, detail: str) -> Finish:
 def _complete(
     job: ClaimedJob, waited_s: float, result: JsonValue, follow_ups: tuple[NewJob, ...]
 ) -> Finish:
+    if result is None:
+        return Finish(job, waited_s, JobState.SUCCEEDED, follow_ups=follow_ups)
     try:
         text = orjson.dumps(result)
     except TypeError as error:
