@@ -27,6 +27,7 @@ from cli.output import console, errors
 from cli.watching import follow_job
 from runtime.errors import EXIT_FAILED, XnaiError
 from runtime.settings import Settings, load_settings
+from runtime.stack import local_api_url
 
 ROOT = Path(__file__).resolve().parent.parent
 QUESTION = "What happens to accepted jobs when Redis is flushed?"
@@ -149,16 +150,23 @@ def _wait_ready(stack: subprocess.Popen[bytes], settings: Settings) -> None:
     while True:
         if stack.poll() is not None:
             raise DemoFailed(f"the stack ended with exit code {stack.returncode}")
-        try:
-            with Api(settings) as api:
-                api.get("/readyz")
-                return
-        except XnaiError as error:
-            if time.monotonic() > deadline:
-                raise DemoFailed(
-                    f"the stack was not ready after {START_S:.0f} s: {error}"
-                ) from error
+        if _is_ready(settings):
+            return
+        if time.monotonic() > deadline:
+            raise DemoFailed(f"the stack was not ready after {START_S:.0f} s: its log is above")
         threading.Event().wait(0.1)
+
+
+def _is_ready(settings: Settings) -> bool:
+    """Whether this stack, and no stranger on the default port, answers."""
+    if local_api_url(settings) is None:
+        return False
+    try:
+        with Api(settings) as api:
+            api.get("/readyz")
+    except XnaiError:
+        return False
+    return True
 
 
 def _stop(stack: subprocess.Popen[bytes]) -> None:

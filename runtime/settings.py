@@ -116,6 +116,12 @@ class Settings(BaseSettings):
     grace_s: float = Field(
         10.0, ge=0, le=600, description="Seconds that a draining process may finish its jobs in."
     )
+    backoff_s: float = Field(
+        2.0, ge=0.001, le=3600, description="Longest pause before the first retry; then doubles."
+    )
+    backoff_max_s: float = Field(
+        3600.0, ge=0.001, le=86400, description="Longest pause between two attempts, in seconds."
+    )
     ageing_s: float = Field(
         60.0, ge=0, le=86400, description="Seconds of waiting that outweigh one step of priority."
     )

@@ -7,6 +7,7 @@ as that.
 """
 
 import random
+from collections import Counter
 from dataclasses import dataclass
 from math import inf
 
@@ -14,11 +15,11 @@ import anyio
 from redis.asyncio import Redis
 
 from jobs import batches, dispatch, ledger
-from jobs.errors import SlotEnded
 from jobs.kinds import KindRegistry
 from jobs.ledger import Ended, Recorded
 from jobs.live import LiveStream
 from jobs.model import SlotId
+from jobs.outcomes import Backoff
 from runtime import metrics
 from runtime.logs import logger
 from runtime.postgres import UNREACHABLE, Pool
@@ -38,6 +39,7 @@ class Book:
     live: LiveStream
     kinds: KindRegistry
     slot_id: SlotId
+    backoff: Backoff = Backoff()
 
 
 class Recorder:
@@ -81,7 +83,12 @@ class Recorder:
             try:
                 async with self._book.postgres.acquire() as connection:
                     recorded = await ledger.record(
-                        connection, self._book.slot_id, batch, kinds=self._book.kinds, rng=self._rng
+                        connection,
+                        self._book.slot_id,
+                        batch,
+                        kinds=self._book.kinds,
+                        rng=self._rng,
+                        backoff=self._book.backoff,
                     )
                     if recorded.batches:
                         await batches.finish_due(connection, recorded.batches)
@@ -91,6 +98,7 @@ class Recorder:
         await self._tell(batch, recorded)
 
     async def _tell(self, batch: list[Ended], recorded: Recorded) -> None:
+        _count(batch, recorded)
         if recorded.stale:
             metrics.FENCED_WRITES.inc(len(recorded.stale))
             log.warning("late_outcome_refused", job_ids=[str(job_id) for job_id in recorded.stale])
@@ -104,4 +112,12 @@ class Recorder:
             await self._book.live.changed(tenant_id, ids, touched)
 
 
-__all__ = ["Book", "Recorder", "SlotEnded"]
+def _count(batch: list[Ended], recorded: Recorded) -> None:
+    """Count what was written; one label look-up a kind and outcome, not a job."""
+    written = Counter(
+        (ended.job.kind, ended.job.pool, type(ended.ending).__name__.lower())
+        for ended in batch
+        if ended.job.id not in recorded.stale
+    )
+    for (kind, pool, outcome), count in written.items():
+        metrics.JOBS_FINISHED.labels(kind, pool, outcome).inc(count)

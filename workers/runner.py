@@ -17,7 +17,7 @@ from jobs import dispatch, ledger
 from jobs.kinds import Kind
 from jobs.ledger import Ended
 from jobs.model import ClaimedJob, SlotId
-from jobs.outcomes import Cancelled, Ending, Failed, Released
+from jobs.outcomes import Backoff, Cancelled, Ending, Failed, Released
 from runtime import metrics
 from runtime.logs import logger
 from runtime.postgres import UNREACHABLE
@@ -70,8 +70,14 @@ class Runner:
         dead.
         """
         services = self.post.services
+        settings = services.settings
         book = Book(
-            services.postgres, self.post.redis, services.live, services.kinds, self.post.slot_id
+            services.postgres,
+            self.post.redis,
+            services.live,
+            services.kinds,
+            self.post.slot_id,
+            Backoff(settings.backoff_s, settings.backoff_max_s),
         )
         recorder = Recorder(book)
         async with anyio.create_task_group() as recording:
@@ -212,6 +218,7 @@ class Runner:
             for in_hand in list(self.in_hand.values()):
                 if now_ns >= in_hand.deadline_ns:
                     in_hand.stop(StopReason.TIMEOUT)
+            metrics.SLOTS_BUSY.labels(self.post.pool).set(1 if self.in_hand else 0)
             await self._show_started()
             await anyio.sleep(WATCH_BUSY_S if self.in_hand else WATCH_IDLE_S)
 

@@ -1,5 +1,8 @@
 """Whatever is killed, no accepted job is lost."""
 
+from contextlib import suppress
+
+import psutil
 import pytest
 
 from tests.support.stack import Stack, wait_until
@@ -26,6 +29,13 @@ def submit(stack: Stack) -> str:
         return str(api.post("/v1/batches", {"jobs": jobs})["id"])
 
 
+def kill(processes: list[psutil.Process]) -> None:
+    """SIGKILL them all; some die with others that died before."""
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+
+
 def wait_finished(stack: Stack, batch_id: str) -> dict[str, int]:
     with stack.api() as api:
 
@@ -41,8 +51,7 @@ def wait_finished(stack: Stack, batch_id: str) -> dict[str, int]:
 def test_sigkill_of_each_process_loses_no_accepted_job(own_stack: Stack) -> None:
     for title in ("work probe slot", "work", "tick", "search-server", "api"):
         batch_id = submit(own_stack)
-        for process in own_stack.titled(title):
-            process.kill()
+        kill(own_stack.titled(title))
         own_stack.wait_ready()
         assert wait_finished(own_stack, batch_id)["succeeded"] == JOBS, title
 
@@ -53,8 +62,7 @@ def test_sigkill_of_the_servers_loses_no_accepted_job(own_stack: Stack) -> None:
         batch_id = submit(own_stack)
         killed = [p for p in own_stack.processes() if p.name().startswith(name[:15])]
         assert killed, name
-        for process in killed:
-            process.kill()
+        kill(killed)
         own_stack.wait_ready()
         assert wait_finished(own_stack, batch_id)["succeeded"] == JOBS, name
 
@@ -65,8 +73,7 @@ def test_sigkill_of_everything_and_a_new_start_loses_no_accepted_job(own_stack: 
     launcher = own_stack.process
     assert launcher is not None
     launcher.kill()
-    for process in own_stack.processes():
-        process.kill()
+    kill(own_stack.processes())
     launcher.wait()
     own_stack.start()
     assert wait_finished(own_stack, batch_id)["succeeded"] == JOBS
