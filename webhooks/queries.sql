@@ -119,7 +119,8 @@ SELECT (SELECT count(*) FROM page) AS read, (SELECT count(*) FROM owed) AS owed;
 
 -- name: claim_owed
 -- A fair share of what is due: of each host at most as many as its lane has free, so that a hanging receiver with a
--- long backlog slows nobody else. Reads one index range a host, however long the backlog.
+-- long backlog slows nobody else. Reads one index range a host, however long the backlog; by an array of ids,
+-- since a join would read the whole table while its statistics are old.
 -- A claim is a lease: a dead deliverer's rows are due again when it ends.
 WITH RECURSIVE hosts AS (
     (SELECT host FROM outbox ORDER BY host LIMIT 1)
@@ -145,8 +146,7 @@ WITH RECURSIVE hosts AS (
 ), claimed AS (
     UPDATE outbox
     SET attempt = attempt + 1, claimed = true, due_at = $1 + make_interval(secs => $6)
-    FROM due
-    WHERE outbox.id = due.id
+    WHERE id = ANY(ARRAY(SELECT id FROM due))
     RETURNING outbox.*
 )
 SELECT claimed.*, callback.secret AS callback_secret, endpoint.secret, endpoint.previous_secret,

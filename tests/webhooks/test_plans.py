@@ -1,0 +1,66 @@
+"""The plans of the hot statements hold on large tables that nobody has analysed yet.
+
+Counted in buffers touched: unlike time, that is the same on every machine.
+"""
+
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
+from typing import cast
+
+import orjson
+import pytest
+
+from runtime.postgres import Connection
+from tests.webhooks.conftest import Post
+from webhooks.outbox import LEASE_S, QUERIES
+
+pytestmark = pytest.mark.anyio
+
+NOON = datetime(2030, 5, 1, 12, tzinfo=UTC)
+BACKLOG = 30_000
+
+
+async def buffers(connection: Connection, query: str, *arguments: object) -> int:
+    """How many buffers the statement touches when it runs; what it does is rolled back."""
+    undone = connection.transaction()
+    await undone.start()
+    try:
+        text = f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {QUERIES[query]}"
+        (found,) = orjson.loads(await connection.fetchval(text, *arguments))
+    finally:
+        await undone.rollback()
+    top = cast("Mapping[str, int]", found["Plan"])
+    return top["Shared Hit Blocks"] + top["Shared Read Blocks"]
+
+
+async def test_a_claim_costs_the_same_however_long_a_hosts_backlog_is(post: Post) -> None:
+    async with post.pool.acquire() as connection:
+        await connection.execute("ALTER TABLE outbox SET (autovacuum_enabled = false)")
+        arguments = (NOON + timedelta(days=1), 128, 4, ["slow:80"], [1], LEASE_S)
+        costs = []
+        for rows in (300, BACKLOG):
+            await connection.execute(
+                "INSERT INTO outbox (tenant_id, url, type, data, due_at)"
+                " SELECT 1, 'http://' || (ARRAY['slow:80', 'a', 'b', 'c'])[1 + least(n % 100, 3)],"
+                " 'x', '{}', $2 FROM generate_series(1, $1::int) AS n",
+                rows, NOON,
+            )  # fmt: skip
+            costs.append(await buffers(connection, "claim_owed", *arguments))
+        await connection.execute("ALTER TABLE outbox RESET (autovacuum_enabled)")
+    assert costs[1] < 3 * costs[0], costs
+    assert costs[1] < 1000, costs
+
+
+async def test_a_page_of_events_is_read_by_its_index(post: Post) -> None:
+    async with post.pool.acquire() as connection:
+        await connection.execute(
+            "INSERT INTO events (tenant_id, type, data)"
+            " SELECT 1, 'job.failed', '{}' FROM generate_series(1, $1::int)",
+            BACKLOG,
+        )
+        await connection.execute(
+            "UPDATE webhook_cursor SET (xid, n) ="
+            " (SELECT xid, n FROM events ORDER BY xid DESC, n DESC OFFSET 100 LIMIT 1)"
+        )
+        cost = await buffers(connection, "fan_out", 1000, None)
+    assert cost < 500
