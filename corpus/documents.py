@@ -68,7 +68,7 @@ async def validators(
 ) -> Mapping[str, Validators]:
     """What conditional requests for these keys (URLs) should send; unknown keys are left out."""
     rows = await connection.fetch(QUERIES["validators"], tenant_id, collection, list(keys))
-    return {row["key"]: Validators(row["id"], row["etag"], row["last_modified"]) for row in rows}
+    return {row["key"]: _validators(row) for row in rows}
 
 
 async def touch(
@@ -77,9 +77,13 @@ async def touch(
     *,
     etag: str | None = None,
     last_modified: str | None = None,
+    page_hash: str | None = None,
+    links: Sequence[str] | None = None,
 ) -> Put:
-    """Note that the source still has what is kept (HTTP 304); raises DocumentNotFound."""
-    version = await connection.fetchval(QUERIES["touch_document"], document_id, etag, last_modified)
+    """Note that the source still has what is kept; raises DocumentNotFound."""
+    version = await connection.fetchval(
+        QUERIES["touch_document"], document_id, etag, last_modified, page_hash, links
+    )
     if version is None:
         raise DocumentNotFound(document_id)
     waits = await needs_embedding(connection, document_id)
@@ -180,8 +184,20 @@ async def _lock(
         [_storable(tag) for tag in page.tags],
         page.etag,
         page.last_modified,
+        page.page_hash,
+        page.links,
     )
     return cast("Record", row)["id"], cast("Record", row)["version"]
+
+
+def _validators(row: Record) -> Validators:
+    return Validators(
+        document_id=row["id"],
+        etag=row["etag"],
+        last_modified=row["last_modified"],
+        page_hash=row["page_hash"],
+        links=None if row["links"] is None else tuple(row["links"]),
+    )
 
 
 def _title(page: Page) -> str | None:

@@ -28,6 +28,8 @@ class Page:
     tags: tuple[str, ...] = ()
     etag: str | None = None
     last_modified: str | None = None
+    page_hash: str | None = None
+    links: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,11 +48,13 @@ class Put:
 
 @dataclass(frozen=True, slots=True)
 class Validators:
-    """What a conditional request sends for a document that is known already."""
+    """What the last visit of a page left: what a conditional request sends, and where it led."""
 
     document_id: UUID
     etag: str | None
     last_modified: str | None
+    page_hash: str | None = None
+    links: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,12 +36,14 @@ SELECT name, model_name, model_digest, dimensions FROM collections WHERE id = $1
 -- name: lock_document
 -- Makes the document, or locks it against a second writer of the same page until the caller's commit.
 -- `version` 0 in the answer means: made just now.
-INSERT INTO documents (id, tenant_id, collection_id, key, url, title, tags, etag, last_modified)
-VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)
+INSERT INTO documents (
+    id, tenant_id, collection_id, key, url, title, tags, etag, last_modified, page_hash, links)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)
 ON CONFLICT (collection_id, key) WHERE deleted_at IS NULL DO UPDATE
 SET url = coalesce(excluded.url, documents.url), title = coalesce(excluded.title, documents.title),
     tags = CASE WHEN excluded.tags = '{}' THEN documents.tags ELSE excluded.tags END,
-    etag = excluded.etag, last_modified = excluded.last_modified, fetched_at = now()
+    etag = excluded.etag, last_modified = excluded.last_modified, page_hash = excluded.page_hash,
+    links = excluded.links, fetched_at = now()
 RETURNING id, version;
 
 -- name: current_hash
@@ -67,13 +69,14 @@ SELECT NOT EXISTS (
 FROM documents d WHERE d.id = $1;
 
 -- name: validators
-SELECT d.key, d.id, d.etag, d.last_modified FROM documents d JOIN collections c ON c.id = d.collection_id
+SELECT d.key, d.id, d.etag, d.last_modified, d.page_hash, d.links FROM documents d JOIN collections c ON c.id = d.collection_id
 WHERE c.tenant_id = $1 AND c.name = $2 AND c.deleted_at IS NULL AND d.key = ANY($3::text[])
   AND d.deleted_at IS NULL AND d.version > 0;
 
 -- name: touch_document
 -- The source answered "not modified": only the validators and the time of looking change.
-UPDATE documents SET fetched_at = now(), etag = coalesce($2, etag), last_modified = coalesce($3, last_modified)
+UPDATE documents SET fetched_at = now(), etag = coalesce($2, etag), last_modified = coalesce($3, last_modified),
+    page_hash = coalesce($4, page_hash), links = coalesce($5, links)
 WHERE id = $1 AND deleted_at IS NULL
 RETURNING version;
 

@@ -74,6 +74,10 @@ class Extractor:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """End the parsers that are idle; the next document starts one again."""
         while self._idle:
             await self._idle.pop().kill()
 

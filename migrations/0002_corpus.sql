@@ -17,7 +17,8 @@ CREATE TABLE collections (
 CREATE UNIQUE INDEX collections_name ON collections (tenant_id, name) WHERE deleted_at IS NULL;
 CREATE INDEX collections_deleted ON collections (deleted_at) WHERE deleted_at IS NOT NULL;
 
--- `key` identifies a document in its collection: the URL of a page, or the caller's own key.
+-- `key` identifies a document in its collection: the URL of a page, or the caller's own key. `page_hash` and
+-- `links` are the crawler's: what its last visit saw, so that a page that has not changed is still followed.
 CREATE TABLE documents (
     id             uuid PRIMARY KEY,
     tenant_id      int NOT NULL,
@@ -29,6 +30,8 @@ CREATE TABLE documents (
     version        int NOT NULL DEFAULT 0 CHECK (version >= 0),
     etag           text,
     last_modified  text,
+    page_hash      text,
+    links          text[],
     created_at     timestamptz NOT NULL DEFAULT now(),
     changed_at     timestamptz NOT NULL DEFAULT now(),
     fetched_at     timestamptz NOT NULL DEFAULT now(),

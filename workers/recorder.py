@@ -8,7 +8,7 @@ as that.
 
 import random
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import inf
 
 import anyio
@@ -39,7 +39,7 @@ class Book:
     live: LiveStream
     kinds: KindRegistry
     slot_id: SlotId
-    backoff: Backoff = Backoff()
+    backoff: Backoff = field(default_factory=Backoff)
 
 
 class Recorder:

@@ -1,4 +1,4 @@
-"""Runs embed and index jobs as a slot does: claimed from the real ledger, ended by its record."""
+"""Runs jobs as a slot does: claimed from the real ledger, ended by its record."""
 
 import os
 import random
@@ -23,7 +23,7 @@ from jobs.results import Ended
 from runtime.postgres import Pool
 from runtime.settings import Settings
 from workers.execution import prepare
-from workers.handlers import embed, index
+from workers.handlers import crawl, embed, generate, index, ingest
 from workers.run import Run, Services
 
 KINDS = load_kinds()
@@ -31,8 +31,11 @@ KINDS = load_kinds()
 type AnyRun = Run[Any]
 
 HANDLERS: Mapping[str, Callable[[AnyRun], Awaitable[Completed | JsonObject]]] = {
+    "crawl": crawl.handle,
     "embed": embed.handle,
+    "generate": generate.handle,
     "index": index.handle,
+    "ingest": ingest.handle,
 }
 
 

@@ -18,6 +18,7 @@ from crawl.extractor import Extractor
 from crawl.fetch import crawl_client
 from crawl.limits import CrawlLimits
 from crawl.pages import CrawlReport, CrawlRequest, Outcome, Page, Reason, Validators
+from crawl.robots import Robots
 from crawl.site import crawl_site
 from jobs.errors import Retry
 from jobs.kinds import CrawlPayload
@@ -48,11 +49,17 @@ _PASSING = frozenset(
 
 @dataclass(slots=True)
 class Tools:
-    """What all crawls of a slot share: the guarded client and the parser process."""
+    """What all crawls of a slot share: guarded client, parser process, robots.txt cache."""
 
     client: httpx.AsyncClient
     extractor: Extractor
+    robots: Robots
     limits: CrawlLimits
+
+    async def aclose(self) -> None:
+        """Close the connections and end the parser; a slot's end does the same."""
+        await self.client.aclose()
+        await self.extractor.aclose()
 
 
 def tools_of(services: Services) -> Tools:
@@ -61,7 +68,7 @@ def tools_of(services: Services) -> Tools:
     if not isinstance(tools, Tools):
         limits = CrawlLimits()
         client = crawl_client(_policy(services.settings), user_agent=_user_agent(), limits=limits)
-        tools = Tools(client, Extractor(limits), limits)
+        tools = Tools(client, Extractor(limits), Robots(client, limits), limits)
         services.engines["crawl"] = tools
     return tools
 
@@ -87,6 +94,7 @@ async def handle(run: Run[CrawlPayload]) -> JsonObject:
         on_unchanged=sink.unchanged,
         on_progress=run.progress,
         limits=tools.limits,
+        robots=tools.robots,
     )
     await sink.flush()
     for outcome, count in report.pages.items():
@@ -125,7 +133,9 @@ class _Sink:
                 connection, job.tenant_id, self.run.payload.collection, [url]
             )
         kept = found.get(url)
-        return None if kept is None else Validators(kept.etag, kept.last_modified)
+        if kept is None:
+            return None
+        return Validators(kept.etag, kept.last_modified, kept.page_hash, kept.links)
 
     async def page(self, page: Page) -> None:
         """Keep a page with new content, or note that its content is known."""
@@ -136,6 +146,8 @@ class _Sink:
             title=page.title,
             etag=page.etag,
             last_modified=page.last_modified,
+            page_hash=page.content_hash,
+            links=page.links,
         )
         async with self.run.fenced() as connection:
             put = await documents.put_page(
@@ -156,6 +168,8 @@ class _Sink:
                     found[url].document_id,
                     etag=validators.etag,
                     last_modified=validators.last_modified,
+                    page_hash=validators.content_hash,
+                    links=validators.links,
                 )
             except DocumentNotFound:
                 return
