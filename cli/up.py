@@ -21,6 +21,7 @@ from runtime.embedded import EmbeddedServers, ServerName
 from runtime.embedded_state import free_port, why_not_free
 from runtime.errors import AlreadyRunningError, PortInUseError
 from runtime.files import explained, private_folder
+from runtime.groups import only_leaf
 from runtime.logs import logger
 from runtime.migrate import migrate
 from runtime.pools import format_pools
@@ -50,7 +51,7 @@ async def run_stack(settings: Settings, roles: Sequence[Role] | None = None) -> 
         await _run_stack(settings, roles)
     except BaseExceptionGroup as group:
         # One thing went wrong and ended its neighbours: it alone is what the user has to know.
-        raise _only_leaf(group) from None
+        raise only_leaf(group) from None
 
 
 async def _run_stack(settings: Settings, roles: Sequence[Role] | None) -> None:
@@ -234,12 +235,6 @@ async def _watch_signals(
 async def _end_when(stop: anyio.Event, scope: anyio.CancelScope) -> None:
     await stop.wait()
     scope.cancel()
-
-
-def _only_leaf(error: BaseException) -> BaseException:
-    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
-        error = error.exceptions[0]
-    return error
 
 
 def _reachable(host: str) -> str:

@@ -5,8 +5,7 @@ never called concurrently. What is in hand at once is bounded by the number of v
 """
 
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable
 from urllib.parse import urlsplit
 
 import anyio
@@ -30,6 +29,7 @@ from crawl.pages import (
 )
 from crawl.robots import Robots
 from crawl.visit import Known, Visited, Visitor
+from runtime.groups import single_error
 
 type OnPage = Callable[[Page], Awaitable[None]]
 type OnUnchanged = Callable[[str, Validators], Awaitable[None]]
@@ -62,7 +62,7 @@ async def crawl_site(
     limits = limits or CrawlLimits()
     robots = robots or Robots(client, limits)
     crawl = _Crawl(request, limits, robots, (on_page, on_unchanged, on_progress))
-    with _single_error():
+    with single_error():
         await crawl.run(client, extractor, known)
     return crawl.report()
 
@@ -252,15 +252,3 @@ class _Crawl:
             return ()
         self._frontier.add_listed(found.pages)
         return found.sitemaps
-
-
-@contextmanager
-def _single_error() -> Iterator[None]:
-    """Raise what went wrong in a task group as it is: the caller's own error, not a group of it."""
-    try:
-        yield
-    except BaseExceptionGroup as group:
-        error: BaseException = group
-        while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
-            error = error.exceptions[0]
-        raise error from error.__cause__

@@ -16,6 +16,7 @@ from jobs.errors import Cancel, Fail, Retry, StaleToken
 from jobs.kinds import Kind
 from jobs.model import ClaimedJob, JsonObject
 from jobs.outcomes import Cancelled, Completed, Ending, Failed, Problem, Released
+from runtime.groups import only_leaf
 from runtime.logs import logger
 from runtime.postgres import UNREACHABLE
 from workers.run import Run, Services
@@ -88,14 +89,12 @@ async def execute(in_hand: InHand) -> Ending:
             return result if isinstance(result, Completed) else Completed(result)
     except Exception as error:  # noqa: BLE001
         if in_hand.reason is None:
-            return _classify(error, in_hand)
+            return _classify(only_leaf(error), in_hand)
     return _stopped(in_hand, time.perf_counter() - started)
 
 
-def _classify(error: Exception, in_hand: InHand) -> Ending:  # noqa: PLR0911 - one answer a case
-    """What an exception of a handler means for its job; a group of one is that one."""
-    while isinstance(error, ExceptionGroup) and len(error.exceptions) == 1:
-        error = error.exceptions[0]
+def _classify(error: BaseException, in_hand: InHand) -> Ending:  # noqa: PLR0911 - one answer a case
+    """What an exception of a handler means for its job."""
     match error:
         case Cancel():
             return Cancelled(error.reason)
@@ -119,13 +118,13 @@ def _classify(error: Exception, in_hand: InHand) -> Ending:  # noqa: PLR0911 - o
             return Failed(Problem(_error_type(error), _one_line(error), retryable=True))
 
 
-def _error_type(error: Exception) -> str:
+def _error_type(error: BaseException) -> str:
     """A stable word: the error's own `type` or `code`, or its class name."""
     own = getattr(error, "type", None) or getattr(error, "code", None)
     return own if isinstance(own, str) else type(error).__name__
 
 
-def _one_line(error: Exception) -> str:
+def _one_line(error: BaseException) -> str:
     text = " ".join(str(error).replace("\x00", "�").split()) or type(error).__name__
     return text if len(text) <= 2000 else f"{text[:2000]}…"
 

@@ -23,7 +23,7 @@ from jobs.results import Ended
 from runtime.postgres import Pool
 from runtime.settings import Settings
 from workers.execution import prepare
-from workers.handlers import crawl, embed, generate, index, ingest
+from workers.handlers import crawl, embed, generate, index, ingest, probe
 from workers.run import Run, Services
 
 KINDS = load_kinds()
@@ -36,6 +36,7 @@ HANDLERS: Mapping[str, Callable[[AnyRun], Awaitable[Completed | JsonObject]]] = 
     "generate": generate.handle,
     "index": index.handle,
     "ingest": ingest.handle,
+    "probe": probe.handle,
 }
 
 

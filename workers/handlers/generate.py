@@ -20,6 +20,7 @@ from engines.prompt import GroundedPrompt, Passage, grounded_prompt
 from jobs.errors import Fail, Retry
 from jobs.kinds import GeneratePayload
 from jobs.model import JsonObject
+from runtime.groups import single_error
 from workers.run import Run, Services
 
 # Pieces that wait for Redis; beyond that watchers miss some, and the result still has all.
@@ -39,10 +40,12 @@ async def handle(run: Run[GeneratePayload]) -> JsonObject:
     """Generate text; what the model cannot do with this input fails with the engine's own code."""
     hits = await _retrieve(run)
     send, receive = anyio.create_memory_object_stream[str](PIECES_WAITING_MAX)
-    async with anyio.create_task_group() as tasks:
-        tasks.start_soon(_publish, run, receive)
-        with send:
-            written = await run.in_thread(lambda stop: _write(run, hits, send.send_nowait, stop))
+    with single_error():
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(_publish, run, receive)
+            with send:
+                show = send.send_nowait
+                written = await run.in_thread(lambda stop: _write(run, hits, show, stop))
     return _result(written, hits)
 
 
