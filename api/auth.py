@@ -24,6 +24,7 @@ from jobs.model import TenantId
 from runtime.postgres import Pool
 
 TRUST_S = 5.0
+ACQUIRE_TIMEOUT_S = 5.0
 CACHE_ENTRIES_MAX = 10_000
 _HEADER_BYTES_MAX = 512
 
@@ -74,7 +75,7 @@ class Authenticator:
         """Store when keys were last used, if any was."""
         used_at, self._used_at = self._used_at, {}
         if used_at:
-            async with self._postgres.acquire() as connection:
+            async with self._postgres.acquire(timeout=ACQUIRE_TIMEOUT_S) as connection:
                 await keys.touch(connection, used_at)
 
     def _remembered(self, digest: bytes) -> Principal | None:
@@ -87,7 +88,7 @@ class Authenticator:
         parts = keys.split_key(text)
         if parts is None:
             raise unauthorized("this is no API key: it reads xnai_PREFIX_SECRET")
-        async with self._postgres.acquire() as connection:
+        async with self._postgres.acquire(timeout=ACQUIRE_TIMEOUT_S) as connection:
             key = await keys.find_by_prefix(connection, parts[0])
         if key is None or not key.matches(parts[1]):
             raise unauthorized("this API key is unknown")

@@ -3,9 +3,10 @@
 from typing import Annotated, Literal
 from uuid import UUID
 
+import anyio
 from pydantic import ConfigDict, Field
 
-from api.auth import Reader
+from api.auth import Principal, Reader
 from api.deps import WithServices
 from api.errors import ProblemType
 from api.job_requests import RequestModel
@@ -17,6 +18,9 @@ from corpus.search import MAX_K, MAX_QUERY_CHARS
 from jobs.kinds import CollectionName, Text
 
 router = make_router("search")
+
+# A cold search process loads its model and its index before its first answer.
+ANSWER_TIMEOUT_S = 45.0
 
 
 class SearchFilterRequest(RequestModel):
@@ -87,21 +91,24 @@ async def search_passages(
     services: WithServices, principal: Reader, query: SearchQuery
 ) -> SearchView:
     """The passages of a collection that answer a query."""
-    wanted = query.filter
-    found = await services.search.search(
-        corpus_search.SearchRequest(
-            tenant_id=principal.tenant_id,
-            query=query.query,
-            collection=query.collection,
-            k=query.k,
-            mode=query.mode,
-            filter=None
-            if wanted is None
-            else corpus_search.SearchFilter(
-                document_ids=None if wanted.document_ids is None else tuple(wanted.document_ids),
-                url_prefix=wanted.url_prefix,
-                tags=None if wanted.tags is None else tuple(wanted.tags),
-            ),
-        )
-    )
+    with anyio.fail_after(ANSWER_TIMEOUT_S):
+        found = await services.search.search(_request(principal, query))
     return SearchView.model_validate(found)
+
+
+def _request(principal: Principal, query: SearchQuery) -> corpus_search.SearchRequest:
+    wanted = query.filter
+    return corpus_search.SearchRequest(
+        tenant_id=principal.tenant_id,
+        query=query.query,
+        collection=query.collection,
+        k=query.k,
+        mode=query.mode,
+        filter=None
+        if wanted is None
+        else corpus_search.SearchFilter(
+            document_ids=None if wanted.document_ids is None else tuple(wanted.document_ids),
+            url_prefix=wanted.url_prefix,
+            tags=None if wanted.tags is None else tuple(wanted.tags),
+        ),
+    )

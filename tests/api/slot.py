@@ -46,15 +46,15 @@ class PlayedSlot:
 
 
 async def register(db: Pool, live: LiveStream, pool: str) -> PlayedSlot:
-    new = slots.NewSlot(
-        supervisor_id=uuid4(),
-        pool=pool,
-        number=0,
-        host=socket.gethostname(),
-        pid=1,
-        cores=(0,),
-        kinds=tuple(kind.name for kind in load_kinds()),
-        version="test",
-    )
     async with db.acquire() as connection:
-        return PlayedSlot(db, live, pool, await slots.register(connection, new))
+        slot_id = await slots.register(
+            connection,
+            supervisor_id=uuid4(),
+            pool=pool,
+            number=0,
+            host=socket.gethostname(),
+            pid=1,
+            cores=(0,),
+            kinds=tuple(kind.name for kind in load_kinds()),
+        )
+    return PlayedSlot(db, live, pool, slot_id)
