@@ -306,8 +306,6 @@ async def test_without_postgres_everything_is_503_and_comes_back_by_itself(
     pool = app.state.services.postgres
     taken = [await pool.acquire() for _ in range(pool.get_max_size())]
     try:
-        import api.deps
-        import api.submissions
 
         async with anyio.create_task_group() as group:
             for method, path, body in [
