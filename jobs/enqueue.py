@@ -1,5 +1,6 @@
 """Accepts jobs: set-based, all or nothing. Knows nothing of HTTP and announces nothing."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -17,6 +18,7 @@ from jobs.kinds import KindRegistry
 from jobs.model import Accepted, ClaimedJob, NewJob, SlotId, TenantId
 from jobs.states import JobState
 from jobs.transactions import atomically
+from runtime import metrics
 from runtime.postgres import Connection
 from runtime.sql import load_queries
 
@@ -127,7 +129,10 @@ async def _accept(
     if aftermath is None:
         await placing.finish()
     known = await uniqueness.holders(connection, origin.tenant_id, entries)
-    return [_answer(entry, placing.states, known) for entry in entries]
+    accepted = [_answer(entry, placing.states, known) for entry in entries]
+    for kind, count in Counter(job.kind for job in accepted if not job.deduplicated).items():
+        metrics.JOBS_ENQUEUED.labels(kind).inc(count)
+    return accepted
 
 
 async def _check_custom_ids(

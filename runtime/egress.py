@@ -13,6 +13,7 @@ import anyio
 import httpcore
 import httpx
 
+from runtime import metrics
 from runtime.addresses import Address
 from runtime.egress_policy import EgressDenied, EgressPolicy, Target, parse_target
 
@@ -69,6 +70,13 @@ class GuardedTransport(httpx.AsyncBaseTransport):
 
     @override
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        try:
+            return await self._handle(request)
+        except EgressDenied:
+            metrics.EGRESS_REFUSALS.inc()
+            raise
+
+    async def _handle(self, request: httpx.Request) -> httpx.Response:
         self._policy.check_literal(str(request.url))
         url = request.url
         inner = httpcore.Request(
