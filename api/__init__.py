@@ -1,1 +1,3 @@
-"""HTTP in, JSON out: validates, writes and reads the ledger. Holds no job logic and loads no engine."""
+"""HTTP in, JSON out: validates, writes and reads the ledger. Holds no job logic and loads no
+engine.
+"""

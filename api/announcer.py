@@ -1,4 +1,5 @@
-"""Tells Redis what was committed, beside the requests: a Redis that hangs or is gone delays no answer.
+"""Tells Redis what was committed, beside the requests: a Redis that hangs or is gone delays no
+answer.
 
 What cannot be told is dropped: slots poll, the sweeper announces again, watchers read the ledger.
 """
@@ -22,7 +23,9 @@ _SLOTS_WOKEN = 16
 
 
 class Announcer:
-    """Collects wake-ups and nudges, and sends what has gathered while the last sending was under way."""
+    """Collects wake-ups and nudges, and sends what has gathered while the last sending was under
+    way.
+    """
 
     def __init__(self, redis: Redis, live: LiveStream) -> None:
         self._redis = redis

@@ -1,4 +1,6 @@
-"""Puts the API together: services, task group, middleware, routes. The composition root of one API process."""
+"""Puts the API together: services, task group, middleware, routes. The composition root of one API
+process.
+"""
 
 from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager

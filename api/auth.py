@@ -1,7 +1,8 @@
-"""Who calls: a bearer key becomes a Principal, or the request ends with 401. Roles are checked per route.
+"""Who calls: a bearer key becomes a Principal, or the request ends with 401. Roles are checked per
+route.
 
-A key that was verified is trusted for a few seconds without asking Postgres again: so long a revoked key may
-still work in another API process. Stores no secret, only hashes.
+A key that was verified is trusted for a few seconds without asking Postgres again: so long a
+revoked key may still work in another API process. Stores no secret, only hashes.
 """
 
 import hashlib
@@ -59,7 +60,8 @@ class Authenticator:
     async def authenticate(self, header: str | None) -> Principal:
         """The caller of a request with this Authorization header; raises Problem 401."""
         text = _bearer_token(header)
-        # The cache is keyed by a hash of the whole key, so a lookup tells nothing about any part of it.
+        # The cache is keyed by a hash of the whole key, so a lookup tells nothing about any part of
+        # it.
         digest = hashlib.sha256(text.encode()).digest()
         principal = self._remembered(digest) or await self._verify(text, digest)
         self._used_at[principal.key_id] = datetime.now(UTC)
@@ -109,7 +111,9 @@ class Authenticator:
 
 
 class Authentication:
-    """ASGI middleware: everything below /v1 needs a key, before its path, query or body is looked at."""
+    """ASGI middleware: everything below /v1 needs a key, before its path, query or body is looked
+    at.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app

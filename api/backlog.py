@@ -1,6 +1,7 @@
 """Says no to submissions while a pool's queue is full, with the time until there will be room.
 
-Depths are read at most once a second and beside the requests, so that a deep queue slows no submission down.
+Depths are read at most once a second and beside the requests, so that a deep queue slows no
+submission down.
 """
 
 import math
@@ -32,7 +33,9 @@ class BacklogGuard:
         self._lock = anyio.Lock()
 
     def check(self, pool_name: str, jobs: int, owner: TaskGroup) -> None:
-        """Raise Problem 429 if `jobs` more would overfill the pool; refreshes stale knowledge in `owner`."""
+        """Raise Problem 429 if `jobs` more would overfill the pool; refreshes stale knowledge in
+        `owner`.
+        """
         if time.monotonic() >= self._stale_at and not self._lock.locked():
             owner.start_soon(self.refresh)
         pool = self._pools.get(pool_name)

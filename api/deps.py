@@ -1,4 +1,6 @@
-"""What a route may use: the services of this process, connections, and the parameters that many share."""
+"""What a route may use: the services of this process, connections, and the parameters that many
+share.
+"""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -61,7 +63,9 @@ class Services:
             yield connection
 
     async def finish_batches(self, tenant_id: TenantId, batch_ids: tuple[UUID, ...]) -> None:
-        """Finish those of the batches in which nothing is live, after the commit that may have ended them."""
+        """Finish those of the batches in which nothing is live, after the commit that may have
+        ended them.
+        """
         if not batch_ids:
             return
         async with self.transaction() as connection:
@@ -105,7 +109,9 @@ IdempotencyKey = Annotated[
 
 
 def wait_seconds(prefer: str | None, cap_s: float) -> float | None:
-    """N of `wait=N`, at most the cap; None without it. What cannot be read is ignored, as RFC 7240 says."""
+    """N of `wait=N`, at most the cap; None without it. What cannot be read is ignored, as RFC 7240
+    says.
+    """
     for preference in (prefer or "").split(","):
         name, _, value = preference.partition(";")[0].partition("=")
         text = value.strip().strip('"')

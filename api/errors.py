@@ -1,6 +1,7 @@
 """Every error as an RFC 9457 problem document; the only place with status codes of errors.
 
-Raise `Problem`, or let an error of the ledger, the corpus or a server through: api/translations.py knows them.
+Raise `Problem`, or let an error of the ledger, the corpus or a server through: api/translations.py
+knows them.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,7 +19,8 @@ MEDIA_TYPE = "application/problem+json"
 RETRY_AFTER_S = 2
 
 
-# One wrong value: where it stands, and what is wrong. `in` is left out for the body, `line` for anything but NDJSON.
+# One wrong value: where it stands, and what is wrong. `in` is left out for the body, `line` for
+# anything but NDJSON.
 FieldError = TypedDict(
     "FieldError",
     {"pointer": str, "detail": str, "line": NotRequired[int], "in": NotRequired[str]},

@@ -1,4 +1,6 @@
-"""Server-sent events on the wire: framing, heartbeats, and the end of readers that are gone or too slow."""
+"""Server-sent events on the wire: framing, heartbeats, and the end of readers that are gone or too
+slow.
+"""
 
 from collections.abc import AsyncIterator
 from contextlib import aclosing
@@ -44,10 +46,11 @@ def event(type_: str, id_: str, data: object) -> ServerEvent:
 
 
 class EventStream(Response):
-    """Sends what the source yields (None: only to give the heartbeat a chance) until either side ends.
+    """Sends what the source yields (None: only to give the heartbeat a chance) until either side
+    ends.
 
-    A reader that takes nothing for SEND_TIMEOUT_S is dropped, and every stream ends after `max_s`: readers
-    come back with Last-Event-ID, perhaps to another process.
+    A reader that takes nothing for SEND_TIMEOUT_S is dropped, and every stream ends after `max_s`:
+    readers come back with Last-Event-ID, perhaps to another process.
     """
 
     media_type = "text/event-stream"
@@ -85,7 +88,8 @@ class EventStream(Response):
                         continue
                     last = anyio.current_time()
         except POSTGRES_AWAY as error:
-            # TimeoutError of a slow reader is among them: both end the stream, and the reader resumes.
+            # TimeoutError of a slow reader is among them: both end the stream, and the reader
+            # resumes.
             log.info("stream_ended", error=str(error) or type(error).__name__)
 
 

@@ -1,4 +1,6 @@
-"""`Idempotency-Key` over HTTP: the request's fingerprint, the first answer kept, and the same answer again."""
+"""`Idempotency-Key` over HTTP: the request's fingerprint, the first answer kept, and the same
+answer again.
+"""
 
 import hashlib
 from collections.abc import Awaitable, Callable
@@ -30,6 +32,7 @@ async def answer_once(
     principal: Principal,
     key: str,
     request_hash: bytes,
+    *,
     work: Work,
 ) -> Response:
     """Do the work and keep its answer in one transaction, or replay the answer that was kept.

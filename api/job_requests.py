@@ -1,4 +1,6 @@
-"""A job as clients ask for it, checked completely: its fields, its payload by its kind, and where it leads."""
+"""A job as clients ask for it, checked completely: its fields, its payload by its kind, and where
+it leads.
+"""
 
 import re
 from collections.abc import Iterator
@@ -115,14 +117,17 @@ class JobRequest(RequestModel):
 
 @dataclass(frozen=True, slots=True)
 class JobChecker:
-    """What decides whether a caller's job is acceptable; the same for one job, a batch's and a schedule's."""
+    """What decides whether a caller's job is acceptable; the same for one job, a batch's and a
+    schedule's.
+    """
 
     kinds: KindRegistry
     egress: EgressPolicy
     role: Role
 
     def check(self, request: JobRequest) -> NewJob | list[FieldError]:
-        """The job to enqueue, its payload as its kind's model reads it, or everything wrong with it.
+        """The job to enqueue, its payload as its kind's model reads it, or everything wrong with
+        it.
 
         Raises Problem 403 for a kind that the caller's role may not use.
         """

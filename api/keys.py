@@ -1,7 +1,8 @@
 """API keys in Postgres: made, found, listed, revoked. Knows nothing of HTTP.
 
-A key reads `xnai_PREFIX_SECRET`. The secret is 256 random bits, so a plain SHA-256 of it is enough: argon2 and
-its like slow down guessing of what people choose, and nobody guesses 2^256, while every request would pay for it.
+A key reads `xnai_PREFIX_SECRET`. The secret is 256 random bits, so a plain SHA-256 of it is enough:
+argon2 and its like slow down guessing of what people choose, and nobody guesses 2^256, while every
+request would pay for it.
 """
 
 import hashlib
@@ -17,7 +18,7 @@ from uuid import UUID
 import asyncpg
 
 from jobs.model import DEFAULT_TENANT, TenantId
-from runtime.files import private_folder, write_private
+from runtime.files import explained, private_folder, write_private
 from runtime.ids import uuid7
 from runtime.postgres import Connection
 from runtime.settings import Settings
@@ -70,7 +71,9 @@ class Key:
     is_valid: bool
 
     def matches(self, secret: str) -> bool:
-        """Whether this is the key's secret, in a time that does not depend on how much of it is right."""
+        """Whether this is the key's secret, in a time that does not depend on how much of it is
+        right.
+        """
         return hmac.compare_digest(self.secret_hash, _hash(secret))
 
 
@@ -148,8 +151,8 @@ async def touch(connection: Connection, used_at: Mapping[UUID, datetime]) -> Non
 async def ensure_admin_key(connection: Connection, settings: Settings) -> Path:
     """Make sure that DATA_DIR/admin.key holds a working admin key; return its path. Idempotent.
 
-    The key is written to disk before its row is committed, so that a crash between the two leaves a file that
-    the next start replaces, never a key that nobody has.
+    The key is written to disk before its row is committed, so that a crash between the two leaves a
+    file that the next start replaces, never a key that nobody has.
     """
     path = settings.data_dir / ADMIN_KEY_FILE
     async with connection.transaction():
@@ -162,15 +165,20 @@ async def ensure_admin_key(connection: Connection, settings: Settings) -> Path:
 
 
 async def _is_admin_key(connection: Connection, path: Path) -> bool:
-    try:
-        parts = split_key(path.read_text("ascii").strip())
-    except (FileNotFoundError, UnicodeDecodeError):
-        return False
+    parts = _read_key(path)
     if parts is None:
         return False
     key = await find_by_prefix(connection, parts[0])
     is_admin = key is not None and key.is_valid and key.role is Role.ADMIN
     return key is not None and is_admin and key.matches(parts[1])
+
+
+def _read_key(path: Path) -> tuple[str, str] | None:
+    try:
+        with explained(path):
+            return split_key(path.read_text("ascii").strip())
+    except (FileNotFoundError, UnicodeDecodeError):
+        return None
 
 
 def _hash(secret: str) -> bytes:

@@ -1,6 +1,7 @@
 """A batch as a stream of lines: validated as it arrives, all of it or nothing.
 
-What is kept meanwhile is the checked jobs, bounded by their number and by the body's size; the raw text is not.
+What is kept meanwhile is the checked jobs, bounded by their number and by the body's size; the raw
+text is not.
 """
 
 import hashlib

@@ -1,7 +1,7 @@
 """The OpenAPI document: FastAPI's, completed with what FastAPI cannot know.
 
-Adds the problem documents that every operation may answer, the payload of each kind, and the bodies of the
-operations that take several media types.
+Adds the problem documents that every operation may answer, the payload of each kind, and the bodies
+of the operations that take several media types.
 """
 
 from typing import Any
@@ -39,8 +39,8 @@ def problems(*types: ProblemType) -> dict[int | str, Json]:
     return found
 
 
-def event_stream() -> dict[int | str, Json]:
-    """The response of a route that streams server-sent events."""
+def event_stream(*, ends: bool = True) -> dict[int | str, Json]:
+    """The responses of a route that streams server-sent events; 204 where the stream can be over."""
     # Each event is an object of its fields, as OpenAPI 3.2 and the tools that know streams read it.
     text = {"type": "string"}
     schema = {
@@ -48,12 +48,15 @@ def event_stream() -> dict[int | str, Json]:
         "description": "One event; docs/api.md tells its types and data.",
         "properties": {"event": text, "id": text, "data": text},
     }
-    return {
+    found: dict[int | str, Json] = {
         200: {
             "description": "Server-sent events.",
             "content": {"text/event-stream": {"schema": schema}},
         }
     }
+    if ends:
+        found[204] = {"description": "All was told: a browser does not reconnect after this."}
+    return found
 
 
 def json_or_ndjson(model: type[BaseModel]) -> Json:
@@ -69,7 +72,7 @@ def json_or_multipart(model: type[BaseModel], fields: type[BaseModel]) -> Json:
     form = {
         "type": "object",
         "required": ["file"],
-        "properties": {"file": file} | dict.fromkeys(fields.model_fields, {"type": "string"}),
+        "properties": {"file": file} | {name: {"type": "string"} for name in fields.model_fields},
     }
     return _body({"application/json": _ref(model), "multipart/form-data": form})
 
@@ -96,7 +99,11 @@ def _build(app: FastAPI, kinds: KindRegistry) -> Json:
     schemas = found["components"]["schemas"]
     for name in ("HTTPValidationError", "ValidationError"):
         schemas.pop(name, None)
-    models = [ProblemView, *_BODY_MODELS.values(), *(kind.payload for kind in kinds)]
+    models: list[type[BaseModel]] = [
+        ProblemView,
+        *_BODY_MODELS.values(),
+        *(kind.payload for kind in kinds),
+    ]
     _, extra = models_json_schema(
         [(m, "validation") for m in models], ref_template=_PREFIX + "{model}"
     )

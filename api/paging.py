@@ -1,4 +1,6 @@
-"""Cursors of lists: opaque to clients, bound to the list that gave them, stable while rows come and go."""
+"""Cursors of lists: opaque to clients, bound to the list that gave them, stable while rows come and
+go.
+"""
 
 import base64
 import binascii

@@ -4,7 +4,7 @@ FastAPI's own reading takes any size, any JSON that Python takes, and unknown qu
 """
 
 from collections.abc import Callable, Coroutine
-from typing import Any, cast, override
+from typing import Any, override
 
 from fastapi import APIRouter, Request, Response
 from fastapi.routing import APIRoute
@@ -34,6 +34,8 @@ class StrictRequest(Request):
     """A request whose body is read within a bound, and whose JSON is read strictly."""
 
     body_bytes_max = JSON_BODY_BYTES
+    is_parsed = False
+    parsed: JsonValue = None
 
     @override
     async def body(self) -> bytes:
@@ -43,9 +45,9 @@ class StrictRequest(Request):
 
     @override
     async def json(self) -> JsonValue:
-        if not hasattr(self, "_json"):
-            self._json = loads(await self.body())
-        return self._json
+        if not self.is_parsed:
+            self.parsed, self.is_parsed = loads(await self.body()), True
+        return self.parsed
 
 
 class StrictRoute(APIRoute):
@@ -53,7 +55,7 @@ class StrictRoute(APIRoute):
 
     @override
     def get_route_handler(self) -> Handler:
-        handle = cast("Handler", super().get_route_handler())
+        handle: Handler = super().get_route_handler()
         known = {field.alias: _is_list(field) for field in self.dependant.query_params}
         for dependency in self.dependant.dependencies:
             known |= {field.alias: _is_list(field) for field in dependency.query_params}

@@ -25,7 +25,8 @@ log = logger("api")
 
 
 async def run_api(settings: Settings) -> None:
-    """Serve until SIGTERM or SIGINT, then let requests finish for `grace_s`; a second signal ends at once.
+    """Serve until SIGTERM or SIGINT, then let requests finish for `grace_s`; a second signal ends
+    at once.
 
     Raises PortInUseError, NotReachableError or XnaiError with one clear line.
     """
@@ -104,7 +105,7 @@ def _listen(settings: Settings) -> Iterator[socket.socket]:
             listener.bind((settings.host, settings.port))
         except OSError as error:
             raise _explained(error, settings) from error
-        listener.setblocking(False)
+        listener.settimeout(0)
         yield listener
 
 

@@ -1,7 +1,9 @@
-"""What the three event streams tell. Each reads the ledger whenever it is nudged or its time to look has come.
+"""What the three event streams tell. Each reads the ledger whenever it is nudged or its time to
+look has come.
 
-A job's stream is told by the job itself: its position is (attempt, phase, token), so that a reader resumes at
-any time, past every retention. A batch's sends snapshots of its counts. The tenant's reads the events table.
+A job's stream is told by the job itself: its position is (attempt, phase, token), so that a reader
+resumes at any time, past every retention. A batch's sends snapshots of its counts. The tenant's
+reads the events table.
 """
 
 from collections.abc import AsyncIterator
@@ -16,7 +18,6 @@ import orjson
 from api.deps import Services
 from api.event_stream import ServerEvent, event
 from api.views import batch_view, job_view
-from api.waiting import PROGRESS_TIMEOUT_S
 from jobs import batches, events, lookup
 from jobs.dispatch import UNAVAILABLE
 from jobs.errors import CursorPast
@@ -27,6 +28,8 @@ from jobs.states import BatchState
 
 # The longest pause between two looks at Postgres however many nudges arrive, in seconds.
 LOOK_S = 0.1
+# A Redis that hangs must not hold back what the ledger tells.
+TOKENS_TIMEOUT_S = 1.0
 _LIVE_TYPES = frozenset({"job.token", "job.progress"})
 
 
@@ -45,7 +48,7 @@ class Position:
 
     attempt: int = -1
     phase: Phase = Phase.WAITING
-    token: str = "0-0"
+    token: str = "0-0"  # noqa: S105 - a place in a stream, no secret
 
     @classmethod
     def parse(cls, text: str) -> Self:
@@ -58,6 +61,14 @@ class Position:
         return f"{self.attempt}.{int(self.phase)}.{self.token}"
 
 
+@dataclass(frozen=True, slots=True)
+class Told:
+    """An event, and where its reader stands after it."""
+
+    event: ServerEvent
+    position: Position
+
+
 async def job_events(
     services: Services, tenant_id: TenantId, job_id: UUID, position: Position
 ) -> AsyncIterator[ServerEvent | None]:
@@ -65,51 +76,49 @@ async def job_events(
     with services.hub.watch(tenant_id, job_id=job_id) as watcher:
         nudges: list[Signal] = []
         while not services.hub.is_closing:
-            for told, position in await _tokens(services, job_id, position):
-                yield told
+            for told in await _tokens(services, job_id, position):
+                position = told.position
+                yield told.event
             for signal in nudges:
                 if signal.type == "job.progress":
                     yield event("job.progress", str(position), signal.data)
             if not nudges or any(signal.type not in _LIVE_TYPES for signal in nudges):
                 async with services.connection() as connection:
                     job = await lookup.get(connection, tenant_id, job_id)
-                for told, position in _transitions(job, position):
-                    yield told
-                if position.phase is Phase.SETTLED:
+                for told in _transitions(job, position):
+                    position = told.position
+                    yield told.event
+                if job.settled:
                     return
             yield None
             await watcher.wait(services.hub.poll_s)
             nudges = watcher.take()
 
 
-async def _tokens(
-    services: Services, job_id: UUID, position: Position
-) -> list[tuple[ServerEvent, Position]]:
+async def _tokens(services: Services, job_id: UUID, position: Position) -> list[Told]:
     """Tokens after the position; none while Redis is away."""
     found: list[tuple[str, int, str]] = []
-    with anyio.move_on_after(PROGRESS_TIMEOUT_S * 4):
+    with anyio.move_on_after(TOKENS_TIMEOUT_S):
         try:
             found = await services.live.tokens_after(job_id, position.token)
         except UNAVAILABLE:
             return []
     told = []
     for cursor, attempt, text in found:
-        position = replace(position, token=cursor)
-        told.append(
-            (event("job.token", str(position), {"attempt": attempt, "text": text}), position)
-        )
+        reached = replace(position, token=cursor)
+        data = {"attempt": attempt, "text": text}
+        told.append(Told(event("job.token", str(reached), data), reached))
     return told
 
 
-def _transitions(job: Job, position: Position) -> list[tuple[ServerEvent, Position]]:
+def _transitions(job: Job, position: Position) -> list[Told]:
     """What of the job's present state the reader does not know yet."""
-    told: list[tuple[ServerEvent, Position]] = []
+    told: list[Told] = []
     view = orjson.loads(job_view(job).model_dump_json())
     for phase, type_ in _phases(job):
         reached = Position(job.attempt, phase, position.token)
         if (reached.attempt, reached.phase) > (position.attempt, position.phase):
-            position = reached
-            told.append((event(type_, str(position), view), position))
+            told.append(Told(event(type_, str(reached), view), reached))
     return told
 
 
@@ -156,7 +165,9 @@ def batch_snapshot_id(batch: Batch) -> str:
 async def tenant_events(
     services: Services, tenant_id: TenantId, cursor: str | None
 ) -> AsyncIterator[ServerEvent | None]:
-    """The tenant's events after the cursor (None: from now on); `reset` when some were dropped meanwhile."""
+    """The tenant's events after the cursor (None: from now on); `reset` when some were dropped
+    meanwhile.
+    """
     scope = EventScope(tenant_id)
     with services.hub.watch(tenant_id) as watcher:
         while not services.hub.is_closing:

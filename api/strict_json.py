@@ -1,7 +1,8 @@
-"""Reads JSON as strictly as I-JSON (RFC 7493) asks, so that what is accepted can be stored and sent back.
+"""Reads JSON as strictly as I-JSON (RFC 7493) asks, so that what is accepted can be stored and sent
+back.
 
-Refused: what two parsers may read in two ways (duplicate names, NaN, lone surrogates, huge numbers) and what
-Postgres cannot hold (U+0000). Knows nothing of HTTP.
+Refused: what two parsers may read in two ways (duplicate names, NaN, lone surrogates, huge numbers)
+and what Postgres cannot hold (U+0000). Knows nothing of HTTP.
 """
 
 import json
@@ -58,7 +59,9 @@ def _integer(digits: str) -> int:
 
 
 def _check_places(value: JsonValue) -> None:
-    """Look at every string and level, without recursion, and refuse the first bad one by its pointer."""
+    """Look at every string and level, without recursion, and refuse the first bad one by its
+    pointer.
+    """
     todo: list[tuple[tuple[str | int, ...], JsonValue]] = [((), value)]
     while todo:
         place, found = todo.pop()
@@ -66,7 +69,7 @@ def _check_places(value: JsonValue) -> None:
             raise RefusedJson(pointer_to(*place[:2]), f"nested deeper than {DEPTH_MAX} levels")
         if isinstance(found, str) and "\x00" in found:
             raise RefusedJson(pointer_to(*place), "must not contain U+0000")
-        todo.extend((place + (name,), inner) for name, inner in _children(place, found))
+        todo.extend(((*place, name), inner) for name, inner in _children(place, found))
 
 
 def _children(

@@ -1,7 +1,8 @@
-"""Group commit: single submissions that wait at the same time share one transaction, without a timer.
+"""Group commit: single submissions that wait at the same time share one transaction, without a
+timer.
 
-Whatever has gathered while the last commit was under way is committed next. On an error each is tried alone, so
-that one bad job fails alone.
+Whatever has gathered while the last commit was under way is committed next. On an error each is
+tried alone, so that one bad job fails alone.
 """
 
 from collections import defaultdict, deque
@@ -81,9 +82,11 @@ class Submissions:
 
     async def _commit(self, group: list[_Waiting]) -> None:
         try:
-            async with self._postgres.acquire(timeout=ACQUIRE_TIMEOUT_S) as connection:
-                async with connection.transaction():
-                    submitted = await self._enqueue(connection, group)
+            async with (
+                self._postgres.acquire(timeout=ACQUIRE_TIMEOUT_S) as connection,
+                connection.transaction(),
+            ):
+                submitted = await self._enqueue(connection, group)
         except POSTGRES_AWAY as error:
             for request in group:
                 request.end(error)

@@ -1,4 +1,5 @@
-"""Errors of other packages and of the framework, told as problems. No status codes here: see api/errors.py.
+"""Errors of other packages and of the framework, told as problems. No status codes here: see
+api/errors.py.
 
 A test asserts that every error of the ledger is in the table.
 """
@@ -71,13 +72,16 @@ def postgres_away(error: Exception) -> Problem:
 
 
 def _data_error(error: asyncpg.DataError) -> Problem:
-    # A net below the checks of the edge: what the database cannot hold is the caller's value all the same.
+    # A net below the checks of the edge: what the database cannot hold is the caller's value all
+    # the same.
     log.warning("data_error", error=str(error))
     return Problem(ProblemType.INVALID, "a value is out of the range that can be stored")
 
 
+type Translation = Callable[[Any], Problem]  # each takes the error it stands beside
+
 # The ledger's errors that a client can cause, and those that only a worker's writes can.
-LEDGER: Mapping[type[ledger.LedgerError], Callable[[Any], Problem]] = {
+LEDGER: dict[type[Exception], Translation] = {
     ledger.JobNotFound: _not_found,
     ledger.BatchNotFound: _not_found,
     ledger.JobsRefused: _refused,
@@ -106,7 +110,7 @@ def _search_refused(error: corpus.SearchRefused) -> Problem:
     return Problem(ProblemType.INVALID, str(error))
 
 
-OTHERS: Mapping[type[Exception], Callable[[Any], Problem]] = {
+OTHERS: dict[type[Exception], Translation] = {
     corpus.CollectionNotFound: _not_found,
     corpus.DocumentNotFound: _not_found,
     corpus.UploadNotFound: _not_found,
@@ -136,6 +140,8 @@ OTHERS: Mapping[type[Exception], Callable[[Any], Problem]] = {
     **dict.fromkeys(POSTGRES_AWAY, postgres_away),
 }
 
+_ALL: dict[type[Exception], Translation] = LEDGER | OTHERS
+
 
 def install(app: FastAPI, routes: Sequence[BaseRoute]) -> None:
     """Make the application answer each of these errors with its problem document.
@@ -143,7 +149,7 @@ def install(app: FastAPI, routes: Sequence[BaseRoute]) -> None:
     `routes` are those that a 405 names the methods of.
     """
     app.add_exception_handler(Problem, _handler(lambda error: error))
-    for kind, translate in {**LEDGER, **OTHERS}.items():
+    for kind, translate in _ALL.items():
         app.add_exception_handler(kind, _handler(translate))
     app.add_exception_handler(RequestValidationError, _handler(_from_validation))
     app.add_exception_handler(HTTPException, _framework_handler(routes))
@@ -155,10 +161,9 @@ def translate(error: Exception) -> Problem | None:
     """The problem that an error means to a client, None when it means a fault of ours."""
     if isinstance(error, Problem):
         return error
-    table = {**LEDGER, **OTHERS}
     for kind in type(error).__mro__:
-        if kind in table:
-            return table[kind](error)
+        if kind in _ALL:
+            return _ALL[kind](error)
     return None
 
 
@@ -177,7 +182,9 @@ def _from_validation(error: RequestValidationError) -> Problem:
 
 
 def _from_location(item: Mapping[str, Any]) -> FieldError:
-    """FastAPI's errors say first whether the value stands in the body, the path, the query or a header."""
+    """FastAPI's errors say first whether the value stands in the body, the path, the query or a
+    header.
+    """
     place, *rest = item["loc"]
     entry = from_pydantic([{**item, "loc": rest}])[0]
     if place == "body":

@@ -1,4 +1,6 @@
-"""`Prefer: wait`: holds an answer back until a job has settled or changed, without holding a connection."""
+"""`Prefer: wait`: holds an answer back until a job has settled or changed, without holding a
+connection.
+"""
 
 import time
 from uuid import UUID

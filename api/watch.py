@@ -1,7 +1,8 @@
-"""Waits for things to happen: one Redis subscription a process wakes whoever watches a job or a batch.
+"""Waits for things to happen: one Redis subscription a process wakes whoever watches a job or a
+batch.
 
-A wake-up is only a hint to read the ledger again. Watchers also look by themselves every `poll_s`, so that with
-Redis gone everything works, slower.
+A wake-up is only a hint to read the ledger again. Watchers also look by themselves every `poll_s`,
+so that with Redis gone everything works, slower.
 """
 
 from collections import deque
@@ -28,7 +29,9 @@ log = logger("watch")
 
 @dataclass(eq=False, slots=True)
 class Watcher:
-    """One who waits. `signals` holds what came since the last look; it `lagged` when that overflowed."""
+    """One who waits. `signals` holds what came since the last look; it `lagged` when that
+    overflowed.
+    """
 
     tenant_id: TenantId
     job_id: UUID | None = None
@@ -38,7 +41,9 @@ class Watcher:
     _woken: anyio.Event = field(default_factory=anyio.Event)
 
     def wants(self, signal: Signal) -> bool:
-        """Whether the signal is about what this one watches; without a job or batch, all of the tenant."""
+        """Whether the signal is about what this one watches; without a job or batch, all of the
+        tenant.
+        """
         if signal.tenant_id != self.tenant_id:
             return False
         if self.job_id is not None:
@@ -86,7 +91,9 @@ class Hub:
     def watch(
         self, tenant_id: TenantId, *, job_id: UUID | None = None, batch_id: UUID | None = None
     ) -> Iterator[Watcher]:
-        """Watch a job, a batch, or all of a tenant. Begin before the first look, or a change may be missed."""
+        """Watch a job, a batch, or all of a tenant. Begin before the first look, or a change may be
+        missed.
+        """
         watcher = Watcher(tenant_id, job_id, batch_id)
         key = job_id or batch_id
         self._by_id.setdefault(key, set()).add(watcher)
@@ -106,7 +113,9 @@ class Hub:
                 watcher.wake()
 
     async def run(self) -> None:
-        """Listen for ever, and again whenever Redis comes back; owned by the application's task group."""
+        """Listen for ever, and again whenever Redis comes back; owned by the application's task
+        group.
+        """
         while True:
             try:
                 async for signal in self._live.signals():

@@ -1,4 +1,6 @@
-"""/v1/batches: many jobs at once, as JSON or NDJSON, appended to in parts, counted, read, cancelled, retried."""
+"""/v1/batches: many jobs at once, as JSON or NDJSON, appended to in parts, counted, read,
+cancelled, retried.
+"""
 
 import hashlib
 from collections.abc import AsyncIterator, Sequence
@@ -44,10 +46,10 @@ _MEDIA = "application/json or application/x-ndjson"
 class BatchRequest(RequestModel):
     """A batch: its jobs, or `"state": "open"` to append them later."""
 
-    jobs: Annotated[list[JobRequest], Field(max_length=BATCH_JSON_JOBS)] = []
+    jobs: Annotated[list[JobRequest], Field(max_length=BATCH_JSON_JOBS, default_factory=list)]
     state: Literal["open", "running"] = "running"
     callback_url: Url | None = None
-    tags: Tags = []
+    tags: Annotated[Tags, Field(default_factory=list)]
 
 
 class PartRequest(RequestModel):
@@ -220,7 +222,9 @@ async def get_batch(services: WithServices, principal: Reader, batch_id: BatchId
 async def read_results(
     services: WithServices, principal: Reader, batch_id: BatchId, cursor: Cursor = None
 ) -> Response:
-    """The results so far as NDJSON, in the order they became visible; go on after a line's `cursor`."""
+    """The results so far as NDJSON, in the order they became visible; go on after a line's
+    `cursor`.
+    """
     async with services.connection() as connection:
         await batches.get(connection, principal.tenant_id, batch_id)
         try:
@@ -267,7 +271,7 @@ async def _once(
     services: Services, principal: Principal, key: str | None, request_hash: bytes, work: Work
 ) -> Response:
     if key is not None:
-        return await answer_once(services, principal, key, request_hash, work)
+        return await answer_once(services, principal, key, request_hash, work=work)
     async with services.transaction() as connection:
         return respond(await work(connection))
 

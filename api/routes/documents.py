@@ -51,15 +51,18 @@ _FORM_FIELDS = frozenset({"collection", "key", "title", "url", "tags"})
 
 
 class DocumentFields(RequestModel):
-    """What may accompany a text or a file. `key` names it in its collection: the same key, a new version."""
+    """What may accompany a text or a file. `key` names it in its collection: the same key, a new
+    version.
+    """
 
     collection: CollectionName = "default"
     key: Annotated[Text, Field(min_length=1, max_length=512)] | None = None
     title: Annotated[Text, Field(max_length=1000)] | None = None
     url: Annotated[Text, Field(min_length=1, max_length=2048)] | None = None
     tags: Annotated[
-        list[Annotated[Text, Field(min_length=1, max_length=128)]], Field(max_length=32)
-    ] = []
+        list[Annotated[Text, Field(min_length=1, max_length=128)]],
+        Field(max_length=32, default_factory=list),
+    ]
 
 
 class DocumentRequest(DocumentFields):
@@ -136,7 +139,9 @@ async def create_document(
     idempotency_key: IdempotencyKey = None,
     prefer: Prefer = None,
 ) -> Response:
-    """Take a text (JSON) or a file (multipart, field `file`) and answer with the job that ingests it."""
+    """Take a text (JSON) or a file (multipart, field `file`) and answer with the job that ingests
+    it.
+    """
     upload, digest = await _read_upload(request)
     job = NewJob(
         kind="ingest", payload={"upload_id": str(upload.id), "collection": upload.collection}
@@ -159,7 +164,7 @@ async def create_document(
 
     if idempotency_key is not None:
         request_hash = fingerprint(request, digest=digest)
-        response = await answer_once(services, principal, idempotency_key, request_hash, work)
+        response = await answer_once(services, principal, idempotency_key, request_hash, work=work)
         services.announcer.announce(ready_of(s.accepted for s in submitted))
         return response
     async with services.transaction() as connection:

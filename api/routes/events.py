@@ -25,14 +25,13 @@ LastEventId = Annotated[
     str | None,
     Header(max_length=256, pattern=r"^[\x21-\x7e]+$", description="Resume after this event."),
 ]
-_ENDED = {204: {"description": "Everything was told: a browser does not reconnect after this."}}
 
 
 @router.get(
     "/jobs/{job_id}/events",
     status_code=status.HTTP_200_OK,
     response_class=EventStream,
-    responses={**event_stream(), **_ENDED, **problems(ProblemType.NOT_FOUND)},
+    responses={**event_stream(), **problems(ProblemType.NOT_FOUND)},
 )
 async def stream_job(
     services: WithServices, principal: Reader, job_id: JobId, last_event_id: LastEventId = None
@@ -54,7 +53,7 @@ async def stream_job(
     "/batches/{batch_id}/events",
     status_code=status.HTTP_200_OK,
     response_class=EventStream,
-    responses={**event_stream(), **_ENDED, **problems(ProblemType.NOT_FOUND)},
+    responses={**event_stream(), **problems(ProblemType.NOT_FOUND)},
 )
 async def stream_batch(
     services: WithServices, principal: Reader, batch_id: BatchId, last_event_id: LastEventId = None
@@ -73,7 +72,7 @@ async def stream_batch(
     "/events",
     status_code=status.HTTP_200_OK,
     response_class=EventStream,
-    responses=event_stream(),
+    responses=event_stream(ends=False),
 )
 async def stream_events(
     services: WithServices, principal: Reader, last_event_id: LastEventId = None

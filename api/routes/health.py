@@ -21,6 +21,13 @@ router = APIRouter(tags=["health"])
 
 QUERIES = load_queries("api")
 CHECK_TIMEOUT_S = 2.0
+_LINKS = {
+    "openapi": "/openapi.json",
+    "jobs": "/v1/jobs",
+    "health": "/healthz",
+    "readiness": "/readyz",
+    "metrics": "/metrics",
+}
 
 
 class HealthView(View):
@@ -50,19 +57,13 @@ class RootView(View):
 
     name: str = "xnai"
     version: str = VERSION
-    links: dict[str, str] = {
-        "openapi": "/openapi.json",
-        "jobs": "/v1/jobs",
-        "health": "/healthz",
-        "readiness": "/readyz",
-        "metrics": "/metrics",
-    }
+    links: dict[str, str]
 
 
 @router.get("/")
 async def show_root() -> RootView:
     """Name, version and links."""
-    return RootView()
+    return RootView(links=_LINKS)
 
 
 @router.get("/healthz")

@@ -103,7 +103,7 @@ async def _submit_once(
         ready.update(ready_of([submitted.accepted]))
         return accepted_response(submitted)
 
-    response = await answer_once(services, principal, key, request_hash, work)
+    response = await answer_once(services, principal, key, request_hash, work=work)
     services.announcer.announce(ready)
     return response
 
@@ -111,7 +111,9 @@ async def _submit_once(
 async def settled_response(
     services: Services, principal: Principal, submitted: Submitted, wait_s: float | None
 ) -> Response:
-    """200 with the settled job; 202 with what it is when it was not waited for, or when the time is over."""
+    """200 with the settled job; 202 with what it is when it was not waited for, or when the time is
+    over.
+    """
     if not wait_s:
         return respond(accepted_response(submitted))
     job, progress = await waiting.until_settled(
@@ -239,7 +241,9 @@ async def cancel_job(services: WithServices, principal: Submitter, job_id: JobId
     "/jobs/{job_id}/retry", responses=problems(ProblemType.NOT_FOUND, ProblemType.CONFLICT)
 )
 async def retry_job(services: WithServices, principal: Submitter, job_id: JobId) -> JobView:
-    """Queue a finished job again with a new budget, its history kept. Idempotent; a live job stays as it is."""
+    """Queue a finished job again with a new budget, its history kept. Idempotent; a live job stays
+    as it is.
+    """
     async with services.transaction() as connection:
         result = await ledger.retry(connection, principal.tenant_id, [job_id])
         if job_id in result.missing:

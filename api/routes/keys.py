@@ -25,7 +25,9 @@ type RoleName = Literal["reader", "submitter", "operator", "admin"]
 
 
 class KeyRequest(RequestModel):
-    """A key to make. Only admins of the tenant `default` may name another tenant, which is made if need be."""
+    """A key to make. Only admins of the tenant `default` may name another tenant, which is made if
+    need be.
+    """
 
     model_config = ConfigDict(
         json_schema_extra={"examples": [{"name": "nightly import", "role": "submitter"}]}

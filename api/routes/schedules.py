@@ -112,7 +112,9 @@ class AdaptiveView(View):
 
 
 class ScheduleView(View):
-    """A schedule. `next_fire_at` is its next time by the timetable, `due_at` the same with its jitter."""
+    """A schedule. `next_fire_at` is its next time by the timetable, `due_at` the same with its
+    jitter.
+    """
 
     id: UUID
     name: str
@@ -349,9 +351,9 @@ def schedule_view(schedule: Schedule) -> ScheduleView:
         next_fire_at=schedule.next_at,
         due_at=schedule.due_at,
         last_fire_at=schedule.last_fire_at,
-        paused_at=pause and pause.at,
-        paused_by=pause and pause.by,
-        paused_reason=pause and pause.reason,
+        paused_at=pause.at if pause else None,
+        paused_by=pause.by if pause else None,
+        paused_reason=pause.reason if pause else None,
         version=schedule.version,
         created_at=schedule.created_at,
         updated_at=schedule.updated_at,

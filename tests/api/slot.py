@@ -5,6 +5,8 @@ import socket
 from dataclasses import dataclass
 from uuid import uuid4
 
+import anyio
+
 from jobs import batches, ledger, slots
 from jobs.kinds import load_kinds
 from jobs.live import LiveStream
@@ -29,6 +31,13 @@ class PlayedSlot:
             claimed = await ledger.claim(connection, self.id, self.pool, kinds, count)
         await self.live.started(claimed)
         return list(claimed)
+
+    async def claim_next(self) -> list[ClaimedJob]:
+        """Poll, as a slot does that no wake-up reaches, until there is something to claim."""
+        while True:
+            if claimed := await self.claim():
+                return claimed
+            await anyio.sleep(0.01)
 
     async def end(self, jobs: list[ClaimedJob], ending: Ending | None = None) -> None:
         """Record the endings, finish batches and nudge watchers."""

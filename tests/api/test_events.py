@@ -99,7 +99,7 @@ async def test_a_reader_resumes_after_its_last_event_and_is_told_to_stay_away_at
     for position, event in enumerate(whole):
         rest = await client.get(f"{path}/events", headers={"Last-Event-ID": event["id"]})
         assert [e["id"] for e in parse(rest.text)] == [e["id"] for e in whole[position + 1 :]]
-    assert rest.status_code == 204
+        assert rest.status_code == (204 if event is whole[-1] else 200)
 
 
 async def test_a_late_reader_misses_no_token(client: httpx.AsyncClient, slot: PlayedSlot) -> None:

@@ -1,4 +1,6 @@
-"""Schemathesis asks the running API everything its OpenAPI document promises: all checks, all operations."""
+"""Schemathesis asks the running API everything its OpenAPI document promises: all checks, all
+operations.
+"""
 
 import os
 import subprocess

@@ -1,4 +1,6 @@
-"""Every error of the packages below has its problem; nobody meets a 500 because a row was forgotten."""
+"""Every error of the packages below has its problem; nobody meets a 500 because a row was
+forgotten.
+"""
 
 from collections.abc import Iterator
 from types import ModuleType
