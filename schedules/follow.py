@@ -47,6 +47,8 @@ async def _look(connection: Connection, now: datetime) -> tuple[int, int]:
     fires = [
         _open_fire(row) for row in await connection.fetch(QUERIES["claim_open_fires"], now, BATCH)
     ]
+    if not fires:
+        return 0, 0
     jobs = await firing.standing(connection, [(fire.tenant_id, fire.job_id) for fire in fires])
     # A job that retention dropped had settled long before; how, nobody knows any more.
     settled = [fire for fire in fires if (job := jobs[fire.job_id]) is None or job.settled]

@@ -32,6 +32,8 @@ from schedules.store import database_now
 
 QUERIES = load_queries("schedules")
 BATCH = 100
+# What is due but locked by somebody else is no reason to spin.
+PAUSE_MIN_S = 0.02
 # A clock that is set back by less than this only makes schedules wait for it.
 SET_BACK_MIN = timedelta(minutes=5)
 
@@ -105,6 +107,8 @@ class Ticker:
         async with self.pool.acquire() as connection, connection.transaction():
             moment = await database_now(connection, now)
             found = await connection.fetch(QUERIES["claim_due"], moment, limit, only)
+            if not found:
+                return 0
             how = firing.Acceptance(self.kinds, moment, self.ageing_s)
             ready = await fire_all(connection, [rows.schedule(row) for row in found], how)
         await self.announce(ready)
@@ -116,13 +120,14 @@ class Ticker:
             moment = await database_now(connection, now)
             ahead = await connection.fetch(QUERIES["claim_set_back"], moment + SET_BACK_MIN, BATCH)
             plans = [_replan(rows.schedule(row), moment) for row in ahead]
-            await _advance(connection, plans, moment)
+            if plans:
+                await _advance(connection, plans, moment)
         return len(plans)
 
     async def _until_next_due(self, poll_s: float) -> float:
         async with self.pool.acquire() as connection:
             due_in_s: float | None = await connection.fetchval(QUERIES["next_due_in_s"], None)
-        return poll_s if due_in_s is None else min(poll_s, max(0.0, due_in_s))
+        return poll_s if due_in_s is None else min(poll_s, max(PAUSE_MIN_S, due_in_s))
 
 
 async def fire_all(

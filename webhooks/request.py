@@ -30,6 +30,7 @@ RETRY_AFTER_MAX_S = 86_400.0
 USER_AGENT = "xnai-webhooks/1"
 
 BLOCKED = "blocked"
+PATHS = {"job": "/v1/jobs/", "batch": "/v1/batches/", "document": "/v1/documents/"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,12 +55,13 @@ def body_of(owed: Owed) -> bytes:
 
 def _links(type_: str, data: JsonObject) -> dict[str, str]:
     """Where the receiver reads the present state of what the body only names."""
-    subject = type_.partition(".")[0]
-    job_id = data.get("job_id") or (data.get("id") if subject == "job" else None)
-    batch_id = data.get("batch_id") or (data.get("id") if subject == "batch" else None)
-    links = {"job": f"/v1/jobs/{job_id}", "batch": f"/v1/batches/{batch_id}"}
-    known = {"job": job_id, "batch": batch_id}
-    return {name: link for name, link in links.items() if known[name] is not None}
+    subject, _, verb = type_.partition(".")
+    named = {
+        name: data.get(f"{name}_id") or (data.get("id") if subject == name else None)
+        for name in PATHS
+        if not (name == subject and verb == "removed")
+    }
+    return {name: f"{PATHS[name]}{id_}" for name, id_ in named.items() if id_ is not None}
 
 
 async def send(client: httpx.AsyncClient, owed: Owed, *, now: datetime) -> Answer:

@@ -2,6 +2,8 @@
 
 import gzip
 import random
+import socket
+import threading
 from datetime import UTC, datetime, timedelta
 from uuid import UUID, uuid4
 
@@ -230,6 +232,36 @@ async def test_a_hanging_receiver_slows_nobody_else(
         assert slow.open_most == 4
         # Having hung, it gets one place.
         assert await post.deliverer.deliver_due(later) == 1
+
+
+async def test_names_that_do_not_resolve_slow_nobody_else(
+    post: Post, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More of them than the event loop has threads; their servers take the question and are
+    silent.
+    """
+    monkeypatch.setattr(request, "TIMEOUT_S", 1.0)
+    answered, real = threading.Event(), socket.getaddrinfo
+
+    def resolve(host: str, *arguments: object, **options: object) -> object:
+        if str(host).startswith("silent"):
+            answered.wait(20)
+            raise socket.gaierror(socket.EAI_AGAIN, "no answer")
+        host = "127.0.0.1" if host == "quick.example" else host
+        return real(host, *arguments, **options)  # type: ignore[arg-type] # passed on
+
+    monkeypatch.setattr(socket, "getaddrinfo", resolve)
+    try:
+        async with receiver() as there:
+            for number in range(16):
+                await post.owe(f"http://silent-{number}.example/", now=NOON)
+            port = there.url.rpartition(":")[2]
+            delivery_id = await post.owe(f"http://quick.example:{port}/", now=NOON)
+            with anyio.fail_after(20):
+                assert await post.deliverer.deliver_due(NOON) == 17
+    finally:
+        answered.set()
+    assert (await post.get(delivery_id))[0].state is DELIVERED
 
 
 async def test_two_deliverers_send_each_delivery_once(post: Post) -> None:
