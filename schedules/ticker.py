@@ -172,10 +172,11 @@ async def _record(
         [decision.detail for _, decision in fires],
         now,
     )
-    fresh = {(row["schedule_id"], row["fire_at"]) for row in recorded}
-    for _, decision in fires:
+    known = {(row["schedule_id"], row["fire_at"]) for row in recorded}
+    fresh = [(s, d) for s, d in fires if (s.id, d.fire_at) in known]
+    for _, decision in fresh:
         metrics.SCHEDULE_FIRES.labels(outcome=decision.outcome).inc()
-    return [(s, d) for s, d in fires if (s.id, d.fire_at) in fresh]
+    return fresh
 
 
 async def _enqueue(
