@@ -204,7 +204,7 @@ def _ask(api: Api) -> None:
     _say(f"asking: {QUESTION}")
     found = api.post("/v1/search", {"query": QUESTION, "collection": COLLECTION, "k": 4})
     show_hits(found["hits"])
-    job = submit_question(api, QUESTION, collection=COLLECTION, k=4, mode="hybrid", max_tokens=96)
+    job = submit_question(api, QUESTION, collection=COLLECTION, k=1, mode="hybrid", max_tokens=96)
     job = follow_job(api, job["id"])
     if job["state"] != "succeeded":
         raise DemoFailed(f"the answer did not succeed: {json.dumps(job.get('error'))}")

@@ -94,6 +94,10 @@ def ask(
     *,
     collection: Collection = "default",
     k: Passages = 5,
+    read: Annotated[
+        int,
+        typer.Option(min=1, max=50, help="Passages the model reads; small ones do best with 1."),
+    ] = 1,
     mode: Mode = "hybrid",
     max_tokens: Annotated[int, typer.Option(min=1, help="Tokens of the answer at most.")] = 256,
     as_json: AsJson = False,
@@ -104,7 +108,7 @@ def ask(
         if not as_json:
             show_hits(_search(api, text, collection=collection, k=k, mode=mode)["hits"])
         job = submit_question(
-            api, text, collection=collection, k=k, mode=mode, max_tokens=max_tokens
+            api, text, collection=collection, k=read, mode=mode, max_tokens=max_tokens
         )
         if not as_json:
             _stream_answer(api, job["id"])
@@ -124,7 +128,12 @@ def submit_question(
 ) -> Document:
     """Submit a generate job that retrieves from a collection."""
     retrieve = {"collection": collection, "k": k, "mode": mode}
-    payload = {"prompt": question, "retrieve": retrieve, "max_tokens": max_tokens, "seed": 1}
+    payload = {
+        "prompt": question,
+        "retrieve": retrieve,
+        "max_tokens": max_tokens,
+        "temperature": 0,
+    }
     return api.post("/v1/jobs", {"kind": "generate", "payload": payload, "priority": 9})
 
 
