@@ -49,7 +49,9 @@ class Announcer:
     def changed(
         self, tenant_id: TenantId, jobs: Iterable[UUID], batches: Iterable[UUID] = ()
     ) -> None:
-        """Nudge whoever watches these jobs and batches, in any process. Call it after the commit."""
+        """Nudge whoever watches these jobs and batches, in any process. Call it after the
+        commit.
+        """
         if len(self._changed) < _NUDGES_MAX:
             self._changed.append((tenant_id, tuple(jobs)[:_IDS_MAX], tuple(batches)))
             self._wake.set()

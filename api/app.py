@@ -14,7 +14,7 @@ from api.announcer import Announcer
 from api.auth import Authentication, Authenticator
 from api.backlog import BacklogGuard
 from api.deps import Services
-from api.middleware import Hardening
+from api.middleware import Hardening, Measurement
 from api.routes import (
     batches,
     collections,
@@ -76,7 +76,7 @@ def create_app(settings: Settings) -> FastAPI:
     app = FastAPI(
         title="xnai",
         version=VERSION,
-        summary="A durable job queue with crawling, embedding, search and generation on your own machine.",
+        summary="A durable job queue that crawls, embeds, searches and writes on your own machine.",
         lifespan=lifespan,
         docs_url=None,
         redoc_url=None,
@@ -91,6 +91,7 @@ def create_app(settings: Settings) -> FastAPI:
     openapi.install(app, kinds)
     app.add_middleware(Authentication)
     app.add_middleware(Hardening)
+    app.add_middleware(Measurement)
     return app
 
 

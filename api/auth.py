@@ -50,7 +50,9 @@ class Principal:
 
 
 class Authenticator:
-    """Verifies keys against Postgres, remembers them for a few seconds, and notes their last use."""
+    """Verifies keys against Postgres, remembers them for a few seconds, and notes their last
+    use.
+    """
 
     def __init__(self, postgres: Pool) -> None:
         self._postgres = postgres

@@ -14,6 +14,7 @@ from api.errors import Problem, ProblemType
 from api.translations import POSTGRES_AWAY
 from jobs import pools
 from jobs.kinds import KindRegistry
+from runtime import metrics
 from runtime.postgres import Pool
 
 REFRESH_S = 1.0
@@ -36,7 +37,7 @@ class BacklogGuard:
         """Raise Problem 429 if `jobs` more would overfill the pool; refreshes stale knowledge in
         `owner`.
         """
-        if time.monotonic() >= self._stale_at and not self._lock.locked():
+        if self._is_stale() and not self._lock.locked():
             owner.start_soon(self.refresh)
         pool = self._pools.get(pool_name)
         if pool is None or pool.queued + jobs <= self._backlog_max or pool.queued == 0:
@@ -44,10 +45,15 @@ class BacklogGuard:
         wait_s = pools.retry_after_s(pool, pool.queued + jobs - self._backlog_max)
         raise Problem(
             ProblemType.QUEUE_FULL,
-            f"pool {pool_name!r} has {pool.queued} queued jobs, at most {self._backlog_max} are taken "
-            f"(XNAI_BACKLOG_MAX); at the measured rate there is room in {wait_s} s",
+            f"pool {pool_name!r} has {pool.queued} queued jobs, at most {self._backlog_max} are "
+            f"taken (XNAI_BACKLOG_MAX); at the measured rate there is room in {wait_s} s",
             headers={"Retry-After": str(math.ceil(wait_s))},
         )
+
+    async def refresh_if_stale(self) -> None:
+        """Read the depths unless that was done just now, as for the metrics."""
+        if self._is_stale():
+            await self.refresh()
 
     async def refresh(self) -> None:
         """Read the depths; without Postgres the last known ones stay."""
@@ -60,4 +66,15 @@ class BacklogGuard:
                 found = list(self._pools.values())
             took_s = time.monotonic() - began
             self._pools = {pool.name: pool for pool in found}
+            _show(found)
             self._stale_at = time.monotonic() + max(REFRESH_S, took_s / _SHARE)
+
+    def _is_stale(self) -> bool:
+        return time.monotonic() >= self._stale_at
+
+
+def _show(found: list[pools.Pool]) -> None:
+    for pool in found:
+        metrics.QUEUE_DEPTH.labels(pool=pool.name, state="queued").set(pool.queued)
+        metrics.QUEUE_DEPTH.labels(pool=pool.name, state="running").set(pool.running)
+        metrics.QUEUE_OLDEST_AGE.labels(pool=pool.name).set(pool.oldest_s or 0.0)

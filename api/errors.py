@@ -61,7 +61,9 @@ class ProblemType(Enum):
 
     @property
     def uri(self) -> str:
-        """The `type` member: a name, not an address, since the product may run without a network."""
+        """The `type` member: a name, not an address, since the product may run without a
+        network.
+        """
         return "urn:xnai:problem:" + self.name.lower().replace("_", "-")
 
 

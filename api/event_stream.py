@@ -13,6 +13,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from api.translations import POSTGRES_AWAY
+from runtime import metrics
 from runtime.logs import logger
 
 HEARTBEAT_S = 15.0
@@ -55,10 +56,13 @@ class EventStream(Response):
 
     media_type = "text/event-stream"
 
-    def __init__(self, source: AsyncIterator[ServerEvent | None], *, max_s: float) -> None:
+    def __init__(
+        self, source: AsyncIterator[ServerEvent | None], *, name: str, max_s: float
+    ) -> None:
         super().__init__(headers=_HEADERS)
         del self.headers["content-length"]
         self._source = source
+        self._name = name
         self._max_s = max_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -82,6 +86,7 @@ class EventStream(Response):
                 async for item in source:
                     if item is not None:
                         await _send(send, item.encode())
+                        metrics.EVENTS_SENT.labels(stream=self._name).inc()
                     elif anyio.current_time() - last >= HEARTBEAT_S:
                         await _send(send, b": still here\n\n")
                     else:

@@ -48,7 +48,9 @@ def _is_rfc3339(value: object) -> object:
 
 
 def _within_horizon(moment: datetime) -> datetime:
-    """Postgres, Python and clients agree on these years; a job for later is a mistake in the unit."""
+    """Postgres, Python and clients agree on these years; a job for later is a mistake in the
+    unit.
+    """
     try:
         in_utc = moment.astimezone(UTC)
     except OverflowError:
@@ -68,13 +70,17 @@ Moment = Annotated[
 
 
 class RequestModel(BaseModel):
-    """Base of all request bodies: unknown fields are refused, nothing is coerced (`"5"` is no 5)."""
+    """Base of all request bodies: unknown fields are refused, nothing is coerced (`"5"` is no
+    5).
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, strict=True)
 
 
 class UniqueRequest(RequestModel):
-    """At most one job with this key until it is started, finished, or `for_s` seconds have passed."""
+    """At most one job with this key until it is started, finished, or `for_s` seconds have
+    passed.
+    """
 
     key: Name
     until: Literal["started", "finished", "time"] = "finished"

@@ -1,4 +1,6 @@
-"""How much a request may send, and reading no more than that. Bounds in bytes, counts and seconds."""
+"""How much a request may send, and reading no more than that. Bounds in bytes, counts and
+seconds.
+"""
 
 from collections.abc import AsyncIterator
 

@@ -1,12 +1,17 @@
-"""What holds for every request before routing: a readable address in, careful headers out."""
+"""What holds for every request around its routing: measured, a readable address in, careful headers
+out.
+"""
 
+import time
 from urllib.parse import unquote_to_bytes
 
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.errors import Problem, ProblemType, invalid
+from runtime import metrics
 
+_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 _HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
@@ -15,6 +20,36 @@ _HEADERS = {
     "Cross-Origin-Resource-Policy": "same-origin",
     "Cache-Control": "no-store",
 }
+
+
+class Measurement:
+    """ASGI middleware: counts and times requests by the template of their route.
+
+    An answer that streams is timed until its head is sent: its length is the reader's affair.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on and record it once its answer begins."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        began = time.perf_counter()
+
+        async def send_measured(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                method = scope["method"] if scope["method"] in _METHODS else "other"
+                # Only templates become labels: a client could make any number of paths.
+                route = getattr(scope.get("route"), "path", None) or "none"
+                status = str(message["status"])
+                metrics.HTTP_REQUESTS.labels(method=method, route=route, status=status).inc()
+                took_s = time.perf_counter() - began
+                metrics.HTTP_DURATION.labels(method=method, route=route).observe(took_s)
+            await send(message)
+
+        await self._app(scope, receive, send_measured)
 
 
 class Hardening:

@@ -30,7 +30,9 @@ class Lines:
 
 
 async def read_jobs(request: Request, checker: JobChecker) -> Lines:
-    """Read and check every line. Raises one Problem that names each bad line by its 1-based number."""
+    """Read and check every line. Raises one Problem that names each bad line by its 1-based
+    number.
+    """
     found, bad, count = Lines(), BadLines(), 0
     hasher = hashlib.sha256()
     async for number, line in lines(request):

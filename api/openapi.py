@@ -30,7 +30,9 @@ _BODY_MODELS: dict[str, type[BaseModel]] = {}
 
 
 def problems(*types: ProblemType) -> dict[int | str, Json]:
-    """The responses of these problems, as a route declares them beside what every route may answer."""
+    """The responses of these problems, as a route declares them beside what every route may
+    answer.
+    """
     found: dict[int | str, Json] = {}
     for type_ in types:
         known = found.setdefault(int(type_.status), _problem_response(type_))
@@ -40,7 +42,9 @@ def problems(*types: ProblemType) -> dict[int | str, Json]:
 
 
 def event_stream(*, ends: bool = True) -> dict[int | str, Json]:
-    """The responses of a route that streams server-sent events; 204 where the stream can be over."""
+    """The responses of a route that streams server-sent events; 204 where the stream can be
+    over.
+    """
     # Each event is an object of its fields, as OpenAPI 3.2 and the tools that know streams read it.
     text = {"type": "string"}
     schema = {
@@ -128,7 +132,9 @@ def _complete(path: str, operation: Json) -> None:
 
 
 def _by_kind(schemas: Json, kinds: KindRegistry) -> Json:
-    """A job request is one schema a kind, so that a reader and a generator see each kind's payload."""
+    """A job request is one schema a kind, so that a reader and a generator see each kind's
+    payload.
+    """
     whole = schemas["JobRequest"]
     choices = []
     for kind in kinds:

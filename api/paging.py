@@ -24,7 +24,9 @@ def encode(list_name: str, place: object) -> str:
 
 
 def decode[T](list_name: str, cursor: str | None, read: Callable[[str], T]) -> T | None:
-    """The place that `encode` was given, read by `read`; None without a cursor. Raises Problem 422."""
+    """The place that `encode` was given, read by `read`; None without a cursor. Raises Problem
+    422.
+    """
     if cursor is None:
         return None
     try:

@@ -51,7 +51,9 @@ class StrictRequest(Request):
 
 
 class StrictRoute(APIRoute):
-    """A route that refuses unknown or repeated query parameters and bodies of another media type."""
+    """A route that refuses unknown or repeated query parameters and bodies of another media
+    type.
+    """
 
     @override
     def get_route_handler(self) -> Handler:

@@ -1,4 +1,6 @@
-"""Runs the API under uvicorn until it is told to stop. One process; start several behind a proxy."""
+"""Runs the API under uvicorn until it is told to stop. One process; start several behind a
+proxy.
+"""
 
 import errno
 import signal
@@ -70,7 +72,9 @@ def _config(app: FastAPI, settings: Settings) -> uvicorn.Config:
 
 
 class _Server(uvicorn.Server):
-    """Uvicorn without signal handlers of its own, which would end the process by the signal again."""
+    """Uvicorn without signal handlers of its own, which would end the process by the signal
+    again.
+    """
 
     def __init__(self, config: uvicorn.Config, app: FastAPI) -> None:
         super().__init__(config)

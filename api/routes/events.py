@@ -36,7 +36,9 @@ LastEventId = Annotated[
 async def stream_job(
     services: WithServices, principal: Reader, job_id: JobId, last_event_id: LastEventId = None
 ) -> Response:
-    """`job.started`, `job.progress`, `job.token`, `job.succeeded|failed|cancelled`, `job.settled`."""
+    """`job.started`, `job.progress`, `job.token`, `job.succeeded|failed|cancelled`,
+    `job.settled`.
+    """
     try:
         position = Position.parse(last_event_id) if last_event_id else Position()
     except ValueError:
@@ -46,7 +48,7 @@ async def stream_job(
     if job.settled and (position.attempt, position.phase) >= (job.attempt, Phase.SETTLED):
         return Response(status_code=status.HTTP_204_NO_CONTENT)
     source = streams.job_events(services, principal.tenant_id, job_id, position)
-    return EventStream(source, max_s=services.settings.stream_max_s)
+    return EventStream(source, name="job", max_s=services.settings.stream_max_s)
 
 
 @router.get(
@@ -65,7 +67,7 @@ async def stream_batch(
     if batch.state is BatchState.FINISHED and is_told:
         return Response(status_code=status.HTTP_204_NO_CONTENT)
     source = streams.batch_events(services, principal.tenant_id, batch_id, last_event_id)
-    return EventStream(source, max_s=services.settings.stream_max_s)
+    return EventStream(source, name="batch", max_s=services.settings.stream_max_s)
 
 
 @router.get(
@@ -87,7 +89,7 @@ async def stream_events(
             except CursorPast:
                 pass  # told as `reset` within the stream
     source = streams.tenant_events(services, principal.tenant_id, last_event_id)
-    return EventStream(source, max_s=services.settings.stream_max_s)
+    return EventStream(source, name="tenant", max_s=services.settings.stream_max_s)
 
 
 def _bad_id() -> Exception:

@@ -78,7 +78,9 @@ async def check_health() -> HealthView:
     responses={503: {"model": ReadinessView, "description": "Postgres does not answer."}},
 )
 async def check_readiness(services: WithServices) -> Response:
-    """Readiness by dependency: Postgres is required; without Redis or a search process less works."""
+    """Readiness by dependency: Postgres is required; without Redis or a search process less
+    works.
+    """
     found: dict[str, DependencyView] = {}
 
     async def check(name: str) -> None:
@@ -103,8 +105,9 @@ async def check_readiness(services: WithServices) -> Response:
     response_class=Response,
     responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
 )
-async def render_metrics() -> Response:
+async def render_metrics(services: WithServices) -> Response:
     """Prometheus text of the whole stack on this machine."""
+    await services.backlog.refresh_if_stale()
     text = await anyio.to_thread.run_sync(metrics.render)
     return Response(text, headers={"Content-Type": metrics.CONTENT_TYPE})
 

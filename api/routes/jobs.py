@@ -177,7 +177,9 @@ async def get_job(
     if_none_match: IfNoneMatch = None,
     prefer: Prefer = None,
 ) -> Response:
-    """A job. With `Prefer: wait=N`, once it differs from `If-None-Match`, or from what it is now."""
+    """A job. With `Prefer: wait=N`, once it differs from `If-None-Match`, or from what it is
+    now.
+    """
     wait_s = wait_seconds(prefer, services.settings.wait_max_s)
     known = _etags(if_none_match)
     if wait_s is None:

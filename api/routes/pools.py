@@ -28,7 +28,9 @@ class PauseRequest(RequestModel):
 
 
 class PoolView(View):
-    """A pool's queue. `oldest_s` is the wait of its first job, `drained_per_s` was measured lately."""
+    """A pool's queue. `oldest_s` is the wait of its first job, `drained_per_s` was measured
+    lately.
+    """
 
     model_config = ConfigDict(from_attributes=True)
 

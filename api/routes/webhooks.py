@@ -1,4 +1,6 @@
-"""/v1/webhooks, /v1/deliveries and /v1/callback-secret: who is told of what, and what became of it."""
+"""/v1/webhooks, /v1/deliveries and /v1/callback-secret: who is told of what, and what became of
+it.
+"""
 
 from datetime import datetime
 from typing import Annotated
