@@ -50,8 +50,8 @@ async def running(
     finally:
         for process in started:
             process.terminate()
-        for process in started:
-            process.wait(20)
+        codes = [process.wait(20) for process in started]
+    assert codes == [0] * len(started), f"exit codes after SIGTERM: {codes}"
 
 
 async def _wait_ready(url: str, api: subprocess.Popen[bytes], *, whole: bool) -> None:

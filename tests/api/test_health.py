@@ -1,4 +1,4 @@
-"""What needs no key: liveness, readiness, metrics, the root, the OpenAPI document; and what is not there."""
+"""What needs no key: liveness, readiness, metrics, the root and the OpenAPI document."""
 
 import socket
 import subprocess
@@ -90,7 +90,8 @@ async def test_no_postgres_is_one_clear_error(settings: Settings) -> None:
 
 def test_the_api_loads_no_engine_and_no_crawler() -> None:
     heavy = ("numpy", "onnxruntime", "faiss", "ctransformers", "xllamacpp", "tokenizers")
-    code = f"import sys, api.serve; print([m for m in {(*heavy, 'crawl', 'engines')} if m in sys.modules])"
+    names = (*heavy, "crawl", "engines")
+    code = f"import sys, api.serve; print([m for m in {names} if m in sys.modules])"
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
     )
