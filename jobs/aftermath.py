@@ -54,7 +54,7 @@ class Verdict:
 
 
 class Aftermath:
-    """One transaction's consequences. `ready`, `settled` and `deltas` are what its caller reports."""
+    """One transaction's consequences. Its caller reports `ready`, `settled` and `deltas`."""
 
     def __init__(self, connection: Connection, writer: SlotId, now: datetime | None) -> None:
         self._connection = connection
@@ -129,7 +129,7 @@ class Aftermath:
         return {pool: tuple(ids) for pool, ids in self.ready.items()}
 
     def wait_for_permit(self, tenant_id: TenantId, key: str) -> None:
-        """Note a job that is parked for its key's limit: it may get a permit in this transaction."""
+        """Note a job that is parked for its key's limit: this transaction may give it one."""
         self.released[tenant_id, key] += 0
 
     def queued(self, job_id: UUID, pool: str, batch_id: UUID | None, *, follow_up: bool) -> None:

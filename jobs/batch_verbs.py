@@ -70,7 +70,7 @@ async def cancel(
 async def retry(
     connection: Connection, tenant_id: TenantId, batch_id: UUID, *, now: datetime | None = None
 ) -> RetryResult:
-    """Retry the failed and cancelled jobs of the batch, follow-ups included. Raises BatchNotFound."""
+    """Retry what failed or was cancelled, follow-ups included. Raises BatchNotFound."""
     total = RetryResult()
     async with connection.transaction():
         await state_of(connection, tenant_id, batch_id)

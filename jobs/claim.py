@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from uuid import UUID
 
+import asyncpg
+
 from jobs.errors import SlotEnded, StaleToken
 from jobs.model import ClaimedJob, SlotId, Token
 from runtime.postgres import Connection
@@ -11,7 +13,7 @@ from runtime.sql import load_queries
 QUERIES = load_queries("jobs")
 
 
-async def claim(
+async def claim(  # noqa: PLR0917 - who, where, what, how many: read like a sentence
     connection: Connection,
     slot_id: SlotId,
     pool: str,
@@ -32,34 +34,32 @@ async def claim(
         raise SlotEnded(message)
     if rows[0][0] is None:
         return []
-    jobs = []
-    # By position: this loop is half of what a claim costs here.
-    for (
-        job_id, tenant_id, kind, payload, token, attempt, max_attempts, failures, losses,
-        timeout_s, claimed_at, batch_id, parent_id, lineage, alone,
-    ) in rows:  # fmt: skip
-        jobs.append(
-            ClaimedJob(
-                job_id,
-                tenant_id,
-                kind,
-                pool,
-                payload,
-                token,
-                attempt,
-                max_attempts,
-                failures,
-                losses,
-                timeout_s,
-                claimed_at,
-                batch_id,
-                parent_id,
-                tuple(lineage),
-                alone,
-                slot_id,
-            )  # fmt: skip
-        )
-    return jobs
+    return [_claimed(row, pool, slot_id) for row in rows]
+
+
+def _claimed(row: asyncpg.Record, pool: str, slot_id: SlotId) -> ClaimedJob:
+    # By position, which is cheaper than by name: this is half of what a claim costs here.
+    job_id, tenant_id, kind, payload, token, attempt, max_attempts, failures, losses, *rest = row
+    timeout_s, claimed_at, batch_id, parent_id, lineage, alone = rest
+    return ClaimedJob(
+        job_id,
+        tenant_id,
+        kind,
+        pool,
+        payload,
+        token,
+        attempt,
+        max_attempts,
+        failures,
+        losses,
+        timeout_s,
+        claimed_at,
+        batch_id,
+        parent_id,
+        tuple(lineage or ()),
+        alone,
+        slot_id,
+    )
 
 
 async def assert_held(connection: Connection, job_id: UUID, token: Token) -> None:

@@ -20,7 +20,7 @@ _COLUMNS = (*_STATES, *(f"follow_{state}" for state in _STATES))
 
 
 class BatchDeltas:
-    """Deltas by batch and column. `queued` and `running` are derived by readers and ignored here."""
+    """Deltas by batch and column; readers derive `queued` and `running` themselves."""
 
     def __init__(self) -> None:
         self._by_batch: defaultdict[UUID, Counter[str]] = defaultdict(Counter)

@@ -160,7 +160,7 @@ def _answer(entry: Entry, states: dict[UUID, JobState], known: dict[UUID, Accept
 
 @dataclass(slots=True)
 class _Placing:
-    """Writes the new jobs and finds out where each stands. `states` holds those not simply queued."""
+    """Writes the new jobs and finds out where each stands. `states`: those not just queued."""
 
     connection: Connection
     origin: Origin

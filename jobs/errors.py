@@ -69,7 +69,7 @@ class StaleToken(LedgerError):
 
 
 class SlotEnded(LedgerError):
-    """This slot was declared dead; it claims and writes no more."""
+    """The slot was declared dead; it claims and writes no more."""
 
 
 class CursorPast(LedgerError):

@@ -36,7 +36,7 @@ class Changes:
         self._by_id[ancestor].update({"open": 1, state.value: -1})
 
     async def write(self, connection: Connection, now: datetime | None) -> list[UUID]:
-        """Apply the changes in the caller's transaction; answers the families that settled by them."""
+        """Apply the changes; answers the families that settled by them."""
         if not self._by_id:
             return []
         ids = sorted(self._by_id)

@@ -36,7 +36,7 @@ class Limit:
 async def put(
     connection: Connection, tenant_id: TenantId, key: str, concurrency: int
 ) -> tuple[Limit, Ready]:
-    """Set a key's limit. A raise queues waiting jobs (announce them); a cut lets running ones end."""
+    """Set a key's limit. A raise queues waiting jobs (announce them); a cut lets runners end."""
 
     async def put_all() -> tuple[Limit, Ready]:
         await connection.execute(QUERIES["put_limit"], tenant_id, key, concurrency)

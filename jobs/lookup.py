@@ -55,7 +55,7 @@ async def get_many(connection: Connection, tenant_id: TenantId, ids: Sequence[UU
 
 
 def version(job: Job) -> str:
-    """A short text that differs whenever anything of the job that a reader sees does (for an ETag)."""
+    """A short text that differs whenever anything that a reader sees of the job does."""
     seen = orjson.dumps(astuple(job), default=str, option=orjson.OPT_NON_STR_KEYS)
     return blake2b(seen, digest_size=12).hexdigest()
 
@@ -92,8 +92,14 @@ def _list_query(job_filter: JobFilter) -> tuple[str, tuple[object, ...]]:
     match job_filter.state:
         case None:
             return "list_all", ()
-        case JobState.SCHEDULED | JobState.QUEUED | JobState.RUNNING | JobState.FAILED:
-            return f"list_{job_filter.state}", ()
+        case JobState.SCHEDULED:
+            return "list_scheduled", ()
+        case JobState.QUEUED:
+            return "list_queued", ()
+        case JobState.RUNNING:
+            return "list_running", ()
+        case JobState.FAILED:
+            return "list_failed", ()
         case JobState.SUCCEEDED | JobState.CANCELLED:
             return "list_finished", (job_filter.state,)
         case _:

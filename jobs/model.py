@@ -8,7 +8,7 @@ from uuid import UUID
 
 from jobs.states import BatchState, JobState, OnParentFailure, ScheduledReason
 
-type JsonValue = None | bool | int | float | str | Sequence[JsonValue] | Mapping[str, JsonValue]
+type JsonValue = bool | int | float | str | Sequence[JsonValue] | Mapping[str, JsonValue] | None
 type JsonObject = Mapping[str, JsonValue]
 
 TenantId = NewType("TenantId", int)

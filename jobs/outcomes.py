@@ -63,6 +63,6 @@ class Backoff:
     cap_s: float = 3600.0
 
     def delay_s(self, failures: int, rng: random.Random) -> float:
-        """Seconds to wait after the given number of failures (1 or more), uniform in (0, ceiling]."""
+        """Seconds to wait after so many failures (1 or more), uniform in (0, ceiling]."""
         ceiling = min(self.cap_s, self.base_s * 2.0 ** min(failures - 1, 30))
         return ceiling * (1.0 - rng.random())

@@ -51,7 +51,7 @@ async def fill(connection: Connection, released: Mapping[Key, int]) -> list[Prom
 
 
 async def _lock(connection: Connection, keys: Iterable[Key]) -> dict[Key, int]:
-    """Lock the keys' rows, making those that are missing; answers the permits that each has left."""
+    """Lock the keys' rows, making missing ones; answers the permits that each has left."""
     wanted = sorted(keys)
     rows: list[asyncpg.Record] = []
     for _ in range(_TRIES):

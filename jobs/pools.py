@@ -22,7 +22,7 @@ _RETRY_AFTER_S_MAX = 300
 
 @dataclass(frozen=True, slots=True)
 class Pool:
-    """A pool's queue. `oldest_s`: since when the first in line could run; `drained_per_s`: lately."""
+    """A pool's queue. `oldest_s`: how long the first in line has been able to run."""
 
     name: str
     paused_at: datetime | None
@@ -67,7 +67,7 @@ async def list_pools(
 
 
 async def _drained(connection: Connection, kinds: KindRegistry) -> defaultdict[str, float]:
-    """Jobs a second that ended lately, by pool. Kinds unknown here belong to no pool we could name."""
+    """Jobs a second that ended lately, by pool; kinds unknown here have no pool."""
     rows = await connection.fetch(QUERIES["drained"], _RATE_JOBS)
     is_full = sum(row["jobs"] for row in rows) >= _RATE_JOBS
     rates: defaultdict[str, float] = defaultdict(float)
@@ -81,7 +81,7 @@ async def _drained(connection: Connection, kinds: KindRegistry) -> defaultdict[s
 async def unannounced(
     connection: Connection, *, older_than_s: float, limit: int = 64, now: datetime | None = None
 ) -> Ready:
-    """Those of each pool's first queued jobs that could run that long ago: announce them (again)."""
+    """Each pool's first jobs that could have run that long ago: announce them again."""
     found: defaultdict[str, tuple[UUID, ...]] = defaultdict(tuple)
     for row in await connection.fetch(QUERIES["unannounced"], older_than_s, limit, now):
         found[row["pool"]] += (row["job_id"],)

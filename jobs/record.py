@@ -83,37 +83,35 @@ class RulingBook:
         return await atomically(self._connection, lambda: self._write(rulings))
 
     async def _write(self, rulings: Sequence[Ruling]) -> Recorded:
-        finishes = [ruling for ruling in rulings if isinstance(ruling, Finish)]
         aftermath = Aftermath(self._connection, self._slot_id, self._now)
+        finishes = [ruling for ruling in rulings if isinstance(ruling, Finish)]
         if any(finish.follow_ups for finish in finishes):
             locked = await self._lock(finishes)
             finishes = [await self._create_follow_ups(finish, aftermath) for finish in locked]
-        kept = await self._back_off(
-            [ruling for ruling in rulings if isinstance(ruling, BackOff)], aftermath
-        )
-        kept |= await self._give_back(
-            [ruling for ruling in rulings if isinstance(ruling, GiveBack)], aftermath
-        )
-        # What could be neither: somebody asked to cancel it, or it is stale, which the fence tells.
-        finishes += [
-            cancelled(ruling.job, ruling.waited_s)
-            for ruling in rulings
-            if not isinstance(ruling, Finish) and ruling.job.id not in kept
-        ]
-        written = kept | await self._finish(finishes, aftermath)
+        if len(finishes) < len(rulings):
+            finishes += await self._keep(rulings, aftermath)
+        stale = await self._finish(finishes, aftermath)
         await aftermath.apply()
-        return self._report(rulings, written, aftermath)
-
-    def _report(
-        self, rulings: Sequence[Ruling], written: set[UUID], aftermath: Aftermath
-    ) -> Recorded:
         batches = {ruling.job.batch_id for ruling in rulings if ruling.job.batch_id is not None}
         return Recorded(
-            stale=frozenset(ruling.job.id for ruling in rulings) - written,
+            stale=stale,
             ready=aftermath.ready_by_pool(),
             settled=tuple(aftermath.settled),
             batches=tuple(sorted(batches.union(aftermath.deltas.batches))),
         )
+
+    async def _keep(self, rulings: Sequence[Ruling], aftermath: Aftermath) -> list[Finish]:
+        """Let jobs live that are to run again; answers those that may not.
+
+        Those are asked to be cancelled, or stale, which the fence around their end tells.
+        """
+        waits = [ruling for ruling in rulings if isinstance(ruling, BackOff)]
+        gifts = [ruling for ruling in rulings if isinstance(ruling, GiveBack)]
+        kept = await self._back_off(waits, aftermath) | await self._give_back(gifts, aftermath)
+        rest: list[Ruling] = [*waits, *gifts]
+        return [
+            cancelled(ruling.job, ruling.waited_s) for ruling in rest if ruling.job.id not in kept
+        ]
 
     async def _lock(self, finishes: Sequence[Finish]) -> list[Finish]:
         """Lock what is still held, jobs before keys; whose cancellation was asked is cancelled."""
@@ -145,9 +143,10 @@ class RulingBook:
                 return cancelled(finish.job, finish.waited_s)
         return finish
 
-    async def _finish(self, finishes: Sequence[Finish], aftermath: Aftermath) -> set[UUID]:
+    async def _finish(self, finishes: Sequence[Finish], aftermath: Aftermath) -> frozenset[UUID]:
+        """End jobs; answers those that were no longer held."""
         if not finishes:
-            return set()
+            return frozenset()
         ids = [finish.job.id for finish in finishes]
         rows = await self._connection.fetch(
             QUERIES["finish_held"],
@@ -160,14 +159,15 @@ class RulingBook:
             _unless_all(None, [finish.result for finish in finishes]),
             _unless_all(None, [finish.error for finish in finishes]),
         )
-        moved = set(ids) if rows[0]["moved"] is None else set(rows[0]["moved"])
-        tied = {row["id"]: row for row in rows if row["id"] is not None}
-        aftermath.settled += [job_id for job_id in ids if job_id in moved and job_id not in tied]
+        moved, tied = rows[0]["moved"], [row for row in rows if row["id"] is not None]
+        if moved is None and not tied:
+            aftermath.settled += ids
+            return frozenset()
+        found = set(ids) if moved is None else set(moved)
         states = {finish.job.id: finish.state for finish in finishes}
-        aftermath.add(
-            over_from(row, states[job_id], held_permit=True) for job_id, row in tied.items()
-        )
-        return moved
+        aftermath.add(over_from(row, states[row["id"]], held_permit=True) for row in tied)
+        aftermath.settled += found - {row["id"] for row in tied}
+        return frozenset(ids) - found
 
     async def _back_off(self, waits: Sequence[BackOff], aftermath: Aftermath) -> set[UUID]:
         if not waits:

@@ -56,7 +56,7 @@ class CancelResult:
 
 @dataclass(frozen=True, slots=True)
 class RetryResult:
-    """What became of each id: live again, live already, key held by another job, or unknown here."""
+    """What became of each id: live again, live before, key held by another, or unknown."""
 
     retried: tuple[UUID, ...] = ()
     live: tuple[UUID, ...] = ()

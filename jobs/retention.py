@@ -32,7 +32,7 @@ class Pruned:
 async def make_partitions(
     connection: Connection, *, days_ahead: int = 8, now: datetime | None = None
 ) -> int:
-    """Make sure that today and the days to come have their partitions; answers how many were made."""
+    """Make the partitions of today and the days to come; answers how many were missing."""
     made: int = await connection.fetchval(QUERIES["make_partitions"], days_ahead, now)
     return made
 

@@ -1,4 +1,4 @@
-"""Decides what the end of an attempt means for its job. Pure: budget, policy and size, no database."""
+"""Decides what the end of an attempt means for its job. Pure: no database, no clock."""
 
 import random
 from dataclasses import dataclass

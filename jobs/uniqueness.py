@@ -16,7 +16,7 @@ QUERIES = load_queries("jobs")
 async def take(
     connection: Connection, tenant_id: TenantId, entries: Sequence[Entry], now: datetime | None
 ) -> list[Entry]:
-    """Take the keys; answers the entries that are to be written and marks the others as duplicates."""
+    """Take the keys; answers the entries to be written and marks the others as duplicates."""
     first: dict[str, Entry] = {}
     for entry in entries:
         if entry.job.unique is not None:

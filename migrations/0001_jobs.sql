@@ -155,7 +155,8 @@ CREATE INDEX parked_due ON parked (run_at) WHERE reason IN ('delayed', 'backoff'
 CREATE INDEX parked_by_key ON parked (tenant_id, concurrency_key) WHERE concurrency_key IS NOT NULL;
 CREATE INDEX parked_for_permit ON parked (tenant_id, concurrency_key, sort_at) WHERE reason = 'limit';
 
--- Running: held by (slot, token). Every write of an attempt checks its token here, in its own transaction.
+-- Running, at most a few thousand rows: found by slot without an index, which every claim would pay.
+-- Held by (slot, token). Every write of an attempt checks its token here, in its own transaction.
 CREATE TABLE held (
     job_id      uuid PRIMARY KEY,
     slot_id     bigint NOT NULL,
@@ -166,7 +167,6 @@ CREATE TABLE held (
     batch_id    uuid,
     follow_up   boolean NOT NULL DEFAULT false
 );
-CREATE INDEX held_by_slot ON held (slot_id);
 
 -- Terminal jobs by the day they finished; retention drops whole partitions.
 CREATE TABLE history (
@@ -294,7 +294,7 @@ CREATE TABLE events (
     data       jsonb
 ) PARTITION BY RANGE (at);
 CREATE INDEX events_order ON events (xid, n);
-CREATE INDEX events_by_job ON events (job_id, xid, n) WHERE job_id IS NOT NULL;
+CREATE INDEX events_settled ON events (job_id) WHERE type = 'job.settled';
 CREATE INDEX events_by_batch ON events (batch_id, xid, n) WHERE batch_id IS NOT NULL;
 
 -- The newest event that retention has dropped: a reader whose cursor is older must start again.

@@ -1,4 +1,4 @@
-"""A desk to test the ledger at: short verbs over a pool, and an audit of every invariant of the tables."""
+"""A desk to test the ledger at: short verbs over a pool, and an audit of all invariants."""
 
 import random
 import socket

@@ -1,3 +1,5 @@
+"""Batches: counts, parts, results, the end."""
+
 from uuid import UUID
 
 import anyio
@@ -7,7 +9,7 @@ from jobs import batches, ledger
 from jobs.batches import NewBatch
 from jobs.errors import BatchNotFound, BatchNotOpen, IdempotencyMismatch, JobsRefused
 from jobs.model import DEFAULT_TENANT, Batch, NewJob, TenantId
-from jobs.outcomes import Completed, Released
+from jobs.outcomes import Completed, Ending, Released
 from jobs.states import BatchState
 from tests.jobs.desk import BROKEN, DONE, HOPELESS, Desk, probe
 
@@ -63,7 +65,13 @@ async def test_counts_add_up_at_every_moment_under_concurrent_work(desk: Desk) -
         desk,
         *(probe(max_attempts=2, concurrency_key="k" if n % 5 == 0 else None) for n in range(300)),
     )
-    endings = [DONE, BROKEN, HOPELESS, Released("x"), Completed(1, (probe(), probe(delay_s=9)))]
+    endings: list[Ending] = [
+        DONE,
+        BROKEN,
+        HOPELESS,
+        Released("x"),
+        Completed(1, (probe(), probe(delay_s=9))),
+    ]
     working = 2
     looks = 0
 

@@ -1,3 +1,5 @@
+"""Cancelling in every state."""
+
 import pytest
 
 from jobs import ledger, slots

@@ -1,3 +1,5 @@
+"""Priority, time and tags of live jobs."""
+
 from datetime import UTC, datetime, timedelta
 from uuid import uuid4
 

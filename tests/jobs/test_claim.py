@@ -1,3 +1,5 @@
+"""Claims: order, fences, pauses, dead slots."""
+
 from datetime import UTC, datetime, timedelta
 
 import anyio

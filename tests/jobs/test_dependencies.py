@@ -1,3 +1,5 @@
+"""`depends_on` and what becomes of children."""
+
 import time
 
 import anyio

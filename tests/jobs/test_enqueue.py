@@ -1,3 +1,5 @@
+"""Accepting jobs: defaults, refusals, unique keys."""
+
 from datetime import UTC, datetime, timedelta
 from uuid import uuid4
 

@@ -1,3 +1,5 @@
+"""Events: order, cursors, scopes."""
+
 import pytest
 
 from jobs import events

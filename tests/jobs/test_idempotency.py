@@ -1,3 +1,5 @@
+"""One request, one effect, one answer."""
+
 import anyio
 import pytest
 

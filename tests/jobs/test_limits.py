@@ -1,3 +1,5 @@
+"""Permits of concurrency keys."""
+
 import anyio
 import pytest
 

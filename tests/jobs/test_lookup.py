@@ -1,3 +1,5 @@
+"""Reading jobs while they move."""
+
 from uuid import UUID, uuid4
 
 import anyio

@@ -1,3 +1,5 @@
+"""Time: delays and expiry."""
+
 from datetime import UTC, datetime, timedelta
 
 import anyio
@@ -48,20 +50,19 @@ async def test_who_waits_too_long_fails_and_who_runs_does_not(desk: Desk) -> Non
 async def test_cancel_finds_a_job_that_is_being_promoted(desk: Desk) -> None:
     accepted = await desk.enqueue(*(probe(delay_s=60) for _ in range(50)))
     ids = [job.id for job in accepted]
-    async with anyio.create_task_group() as tasks:
-        async with desk.pool.acquire() as sweeper:
-            transaction = sweeper.transaction()
-            await transaction.start()
-            await ledger.promote_due(sweeper, 100, now=TOMORROW)
+    async with anyio.create_task_group() as tasks, desk.pool.acquire() as sweeper:
+        transaction = sweeper.transaction()
+        await transaction.start()
+        await ledger.promote_due(sweeper, 100, now=TOMORROW)
 
-            async def cancel() -> None:
-                async with desk.pool.acquire() as connection:
-                    result = await ledger.cancel(connection, DEFAULT_TENANT, ids)
-                assert set(result.cancelled) == set(ids)
+        async def cancel() -> None:
+            async with desk.pool.acquire() as connection:
+                result = await ledger.cancel(connection, DEFAULT_TENANT, ids)
+            assert set(result.cancelled) == set(ids)
 
-            tasks.start_soon(cancel)
-            async with desk.pool.acquire() as other:
-                while not await other.fetch("SELECT 1 FROM pg_locks WHERE NOT granted"):
-                    await anyio.lowlevel.checkpoint()
-            await transaction.commit()
+        tasks.start_soon(cancel)
+        async with desk.pool.acquire() as other:
+            while not await other.fetch("SELECT 1 FROM pg_locks WHERE NOT granted"):
+                await anyio.lowlevel.checkpoint()
+        await transaction.commit()
     assert await desk.states(*ids) == ["cancelled"] * 50

@@ -1,11 +1,13 @@
+"""How attempts end."""
+
 import random
 from datetime import UTC, datetime, timedelta
 
 import pytest
 
 from jobs import ledger, lookup
-from jobs.model import DEFAULT_TENANT, ClaimedJob, NewJob, Unique
-from jobs.outcomes import Cancelled, Completed, Failed, Problem, Released
+from jobs.model import DEFAULT_TENANT, NewJob, Unique
+from jobs.outcomes import Cancelled, Completed, Ending, Failed, Problem, Released
 from jobs.results import Ended
 from tests.jobs.desk import BROKEN, DONE, HOPELESS, Desk, probe
 
@@ -142,7 +144,14 @@ async def test_a_mixed_batch_ends_each_in_its_own_way(desk: Desk) -> None:
     await desk.enqueue(*(probe(unique=Unique(str(n)), concurrency_key=str(n)) for n in range(6)))
     slot = await desk.slot()
     jobs = await desk.claim(slot)
-    endings = [DONE, BROKEN, HOPELESS, Released("x"), Cancelled("y"), Completed(1, (probe(),))]
+    endings: list[Ending] = [
+        DONE,
+        BROKEN,
+        HOPELESS,
+        Released("x"),
+        Cancelled("y"),
+        Completed(1, (probe(),)),
+    ]
     recorded = await desk.record(
         slot, *(Ended(job, ending) for job, ending in zip(jobs, endings, strict=True))
     )

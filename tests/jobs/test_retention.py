@@ -1,3 +1,5 @@
+"""Forgetting, and what operators see of pools."""
+
 from datetime import UTC, datetime, timedelta
 
 import pytest

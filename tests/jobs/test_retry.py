@@ -1,3 +1,5 @@
+"""Terminal jobs that live again."""
+
 import pytest
 
 from jobs import batches, ledger, lookup

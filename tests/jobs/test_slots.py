@@ -1,3 +1,5 @@
+"""Slots: beats, death, rescue."""
+
 import pytest
 
 from jobs import ledger, slots
