@@ -44,6 +44,25 @@ def decode_uuid(list_name: str, cursor: str | None) -> UUID | None:
     return decode(list_name, cursor, UUID)
 
 
+def part[T](rows: Sequence[T], offset: int, limit: int) -> tuple[Sequence[T], str | None]:
+    """A page of a list that is short by nature (pools, slots, limits), and the next one's cursor."""
+    shown = rows[offset : offset + limit]
+    following = offset + len(shown)
+    return shown, encode("part", following) if following < len(rows) else None
+
+
+def decode_offset(cursor: str | None) -> int:
+    """The offset that `part` gave; 0 without a cursor."""
+    return decode("part", cursor, _offset) or 0
+
+
+def _offset(text: str) -> int:
+    if not text.isascii() or not text.isdecimal() or len(text) > 9:
+        message = f"{text} is no offset"
+        raise ValueError(message)
+    return int(text)
+
+
 def moment(text: str) -> datetime:
     """A time with its zone; raises ValueError."""
     found = datetime.fromisoformat(text)

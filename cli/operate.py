@@ -206,7 +206,7 @@ def deliveries(
     context: typer.Context, webhook_id: Id, *, limit: Limit = 50, as_json: AsJson = False
 ) -> None:
     """What was sent to an endpoint, and what it answered."""
-    columns = ("id", "type", "attempt", "status", "error", "at")
+    columns = ("id", "type", "state", "attempt", "reason", "occurred_at")
     path = f"/v1/webhooks/{webhook_id}/deliveries"
     _print_list(context, path, columns, empty="nothing delivered yet", as_json=as_json, limit=limit)
 

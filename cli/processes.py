@@ -27,7 +27,8 @@ def up(context: typer.Context, *, port: Port = None) -> None:
 
     settings = settings_of(context) if port is None else load_settings(port=port)
     logs.configure(settings, role="up")
-    anyio.run(run_stack, settings, backend_options={"use_uvloop": True})
+    # The standard loop: uvloop cannot start a server as another user.
+    anyio.run(run_stack, settings)
 
 
 def api(context: typer.Context, *, port: Port = None) -> None:

@@ -27,7 +27,9 @@ def run_role(role: str, arguments: Sequence[str], settings: Settings) -> None:
     anyio.run(_entry(role, arguments, settings), backend_options={"use_uvloop": True})
 
 
-def _entry(role: str, arguments: Sequence[str], settings: Settings) -> Callable[[], Awaitable[None]]:
+def _entry(
+    role: str, arguments: Sequence[str], settings: Settings
+) -> Callable[[], Awaitable[None]]:
     """The role's async function; imported here, so that each process loads only its own."""
     match role:
         case "api":

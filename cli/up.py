@@ -123,6 +123,7 @@ def default_roles(settings: Settings) -> list[Role]:
 
 def _publish(settings: Settings, children: list[Child]) -> None:
     api_url = f"http://{_in_url(_reachable(settings.host))}:{settings.port}"
+    search_url = f"http://{_in_url(_reachable(settings.search_host))}:{settings.search_port}"
     write_stack(
         settings.data_dir,
         LocalStack(
@@ -130,7 +131,7 @@ def _publish(settings: Settings, children: list[Child]) -> None:
             database_url=database_url(settings),
             redis_url=settings.redis_url or "",
             api_url=api_url,
-            search_url=settings.search_url,
+            search_url=settings.search_url or search_url,
             pids={str(child.role): child.pid for child in children if child.pid is not None},
         ),
     )
@@ -175,10 +176,8 @@ def _with_ports(settings: Settings) -> Settings:
         )
         raise PortInUseError(message)
     search_port = settings.search_port or free_port()
-    search_url = f"http://{_in_url(_reachable(settings.search_host))}:{search_port}"
-    return settings.model_copy(
-        update={"port": port, "search_port": search_port, "search_url": search_url}
-    )
+    # Not as search_url, which would keep the API from asking another host's search role.
+    return settings.model_copy(update={"port": port, "search_port": search_port})
 
 
 @contextmanager

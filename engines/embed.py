@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from engines.errors import EngineUnavailable, ModelDamaged, ModelUnsupported
+from engines.memory import give_back_memory
 from engines.models import EmbedModelFiles, embed_model_files
 from engines.tokens import EmbedTokenizer, Encoded
 
@@ -60,6 +61,7 @@ class Embedder:
         self.tokenizer = EmbedTokenizer(files.tokenizer)
         self._session = _open_session(files.onnx, threads)
         self.dimensions = _dimensions(self._session, files.onnx)
+        give_back_memory()
 
     def embed(
         self, texts: Sequence[str], *, on_progress: Callable[[int], None] | None = None
@@ -139,6 +141,8 @@ def _open_session(path: Path, threads: int) -> "InferenceSession":
     options.log_severity_level = 3
     # The arena keeps the largest batch's memory for ever; without it a slot stays small.
     options.enable_cpu_mem_arena = False
+    # A pattern is a plan of memory kept for each shape that was ever seen: 100 MB after a while.
+    options.enable_mem_pattern = False
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.add_session_config_entry("session.inter_op.allow_spinning", "0")
     try:

@@ -40,7 +40,7 @@ async def claim(  # noqa: PLR0917 - who, where, what, how many: read like a sent
 def _claimed(row: asyncpg.Record, pool: str, slot_id: SlotId) -> ClaimedJob:
     # By position, which is cheaper than by name: this is half of what a claim costs here.
     job_id, tenant_id, kind, payload, token, attempt, max_attempts, failures, losses, *rest = row
-    timeout_s, claimed_at, batch_id, parent_id, lineage, alone = rest
+    timeout_s, claimed_at, batch_id, parent_id, lineage, alone, queued_s = rest
     return ClaimedJob(
         job_id,
         tenant_id,
@@ -59,6 +59,7 @@ def _claimed(row: asyncpg.Record, pool: str, slot_id: SlotId) -> ClaimedJob:
         tuple(lineage or ()),
         alone,
         slot_id,
+        queued_s,
     )
 
 

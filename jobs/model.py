@@ -84,6 +84,7 @@ class ClaimedJob:
     lineage: tuple[UUID, ...]
     alone: bool = False
     slot_id: SlotId = SlotId(0)
+    queued_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

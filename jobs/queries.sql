@@ -194,7 +194,7 @@ WITH slot AS MATERIALIZED (
 ), job AS MATERIALIZED (
     SELECT id, tenant_id, kind, payload, nextval('attempt_tokens') AS token, attempt + 1 AS attempt, max_attempts,
         failures, losses, timeout_s, clock_timestamp() AS claimed_at, batch_id, parent_id, lineage, sort_at,
-        unique_key, unique_until
+        unique_key, unique_until, extract(epoch FROM clock_timestamp() - run_at)::float8 AS queued_s
     FROM jobs WHERE id = ANY(ARRAY(SELECT job_id FROM chosen))
 ), hold AS (
     INSERT INTO held (job_id, slot_id, token, attempt, claimed_at, tenant_id, batch_id, follow_up)
@@ -207,7 +207,8 @@ WITH slot AS MATERIALIZED (
         ) AS u WHERE job.unique_until = 'started'))
 )
 SELECT job.id, job.tenant_id, job.kind, job.payload, job.token, job.attempt, job.max_attempts, job.failures, job.losses,
-    job.timeout_s, job.claimed_at, job.batch_id, job.parent_id, nullif(job.lineage, '{}') AS lineage, EXISTS (SELECT 1 FROM suspect) AS alone
+    job.timeout_s, job.claimed_at, job.batch_id, job.parent_id, nullif(job.lineage, '{}') AS lineage, EXISTS (SELECT 1 FROM suspect) AS alone,
+    job.queued_s
 FROM slot LEFT JOIN job ON true ORDER BY job.sort_at, job.id;
 
 -- name: assert_held

@@ -69,7 +69,11 @@ JOBS_RESCUED = _counter("xnai_jobs_rescued_total", "Jobs of dead slots that were
 FENCED_WRITES = _counter(
     "xnai_fenced_writes_total", "Late writes of an attempt that had lost its job, refused."
 )
-START_LATENCY = _histogram("xnai_job_start_latency_seconds", "From claimable to started.", ["pool"])
+START_LATENCY = _histogram(
+    "xnai_job_start_latency_seconds",
+    "Longest wait of a claim's jobs, from due to claimed.",
+    ["pool"],
+)
 HANDLER_DURATION = _histogram(
     "xnai_handler_duration_seconds", "Time spent in a handler.", ["kind"], _DURATIONS_S
 )

@@ -147,6 +147,10 @@ class Runner:
             await anyio.sleep(services.settings.poll_s)
             return []
         metrics.JOBS_CLAIMED.labels(pool=self.post.pool).inc(len(jobs))
+        if jobs:
+            # One observation a claim: the job that waited longest.
+            waited_s = max(job.queued_s for job in jobs)
+            metrics.START_LATENCY.labels(self.post.pool).observe(max(0.0, waited_s))
         return jobs
 
     async def _block(self) -> None:

@@ -84,4 +84,6 @@ def thread_environment(cores: int) -> dict[str, str]:
         "RAYON_NUM_THREADS": count,
         "OMP_WAIT_POLICY": "PASSIVE",
         "TOKENIZERS_PARALLELISM": "false",
+        # An arena a thread keeps what it has freed: two are enough for a few threads.
+        "MALLOC_ARENA_MAX": "2",
     }

@@ -5,8 +5,9 @@ from typing import Annotated
 from fastapi import Path
 from pydantic import ConfigDict, Field
 
+from api import paging
 from api.auth import Operator
-from api.deps import WithServices
+from api.deps import LIST_DEFAULT, Cursor, Limit, WithServices
 from api.job_requests import RequestModel
 from api.routing import router as make_router
 from api.views import Page, View
@@ -35,11 +36,17 @@ class LimitView(View):
 
 
 @router.get("/limits")
-async def list_limits(services: WithServices, principal: Operator) -> Page[LimitView]:
+async def list_limits(
+    services: WithServices, principal: Operator, cursor: Cursor = None, limit: Limit = LIST_DEFAULT
+) -> Page[LimitView]:
     """Every limit of the tenant, by key."""
+    offset = paging.decode_offset(cursor)
     async with services.connection() as connection:
         found = await limits.list_limits(connection, principal.tenant_id)
-    return Page[LimitView](data=[LimitView.model_validate(limit) for limit in found])
+    shown, following = paging.part(found, offset, limit)
+    return Page[LimitView](
+        data=[LimitView.model_validate(row) for row in shown], next_cursor=following
+    )
 
 
 @router.put("/limits/{key}")

@@ -6,8 +6,9 @@ from typing import Annotated
 from fastapi import Body, Path
 from pydantic import ConfigDict, Field
 
+from api import paging
 from api.auth import Operator
-from api.deps import Services, WithServices
+from api.deps import LIST_DEFAULT, Cursor, Limit, Services, WithServices
 from api.errors import Problem, ProblemType
 from api.job_requests import RequestModel
 from api.openapi import problems
@@ -46,10 +47,16 @@ class PoolView(View):
 
 
 @router.get("/pools")
-async def list_pools(services: WithServices, principal: Operator) -> Page[PoolView]:
+async def list_pools(
+    services: WithServices, principal: Operator, cursor: Cursor = None, limit: Limit = LIST_DEFAULT
+) -> Page[PoolView]:
     """Every pool that a kind runs in, was paused, or holds jobs."""
     del principal
-    return Page[PoolView](data=[PoolView.model_validate(pool) for pool in await _pools(services)])
+    offset = paging.decode_offset(cursor)
+    shown, following = paging.part(await _pools(services), offset, limit)
+    return Page[PoolView](
+        data=[PoolView.model_validate(pool) for pool in shown], next_cursor=following
+    )
 
 
 @router.post("/pools/{pool}/pause", responses=problems(ProblemType.NOT_FOUND))

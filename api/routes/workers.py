@@ -5,8 +5,9 @@ from uuid import UUID
 
 from pydantic import ConfigDict
 
+from api import paging
 from api.auth import Operator
-from api.deps import WithServices
+from api.deps import LIST_DEFAULT, Cursor, Limit, WithServices
 from api.routing import router as make_router
 from api.views import Page, View
 from jobs import slots
@@ -35,9 +36,15 @@ class SlotView(View):
 
 
 @router.get("/workers")
-async def list_workers(services: WithServices, principal: Operator) -> Page[SlotView]:
+async def list_workers(
+    services: WithServices, principal: Operator, cursor: Cursor = None, limit: Limit = LIST_DEFAULT
+) -> Page[SlotView]:
     """Every live slot."""
     del principal
+    offset = paging.decode_offset(cursor)
     async with services.connection() as connection:
         found = await slots.live(connection)
-    return Page[SlotView](data=[SlotView.model_validate(slot) for slot in found])
+    shown, following = paging.part(found, offset, limit)
+    return Page[SlotView](
+        data=[SlotView.model_validate(slot) for slot in shown], next_cursor=following
+    )

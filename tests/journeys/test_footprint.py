@@ -37,6 +37,12 @@ def pss_mb(stack: Stack) -> float:
     return total
 
 
+def all_started(stack: Stack, slots: int) -> bool:
+    """Whether every slot has come past its imports: it has its own title then."""
+    titles = [" ".join(process.cmdline()) for process in stack.titled("work")]
+    return sum(" slot " in title for title in titles) == slots
+
+
 def cpu_s(stack: Stack) -> float:
     return sum(sum(process.cpu_times()[:2]) for process in stack.processes())
 
@@ -44,6 +50,12 @@ def cpu_s(stack: Stack) -> float:
 @pytest.mark.timeout(240)
 def test_memory_and_idle_cpu_stay_within_their_budget(own_stack: tuple[Stack, str]) -> None:
     stack, site_url = own_stack
+    slots = sum(pool.slots for pool in stack.settings.pools.values())
+    with stack.api() as api:
+        wait_until(
+            lambda: len(api.get("/v1/workers")["data"]) == slots, timeout_s=60, what="all slots"
+        )
+    wait_until(lambda: all_started(stack, slots), timeout_s=60, what="all slots to be pinned")
     # Connections that the start opened go when they have been idle for a while.
     wait_until(lambda: pss_mb(stack) < IDLE_PSS_MAX, timeout_s=SETTLE_S, what="idle memory")
     before, began = cpu_s(stack), time.monotonic()

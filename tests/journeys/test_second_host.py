@@ -2,7 +2,6 @@
 
 import shutil
 import signal
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,9 +16,8 @@ def second(stack: Stack, tmp_path: Path) -> Iterator[Stack]:
     found = stack.json("env")
     names = ("XNAI_DATABASE_URL", "XNAI_REDIS_URL", "XNAI_API_URL", "XNAI_API_KEY")
     host = Stack(tmp_path / "second", {name: found[name] for name in names})
-    started: list[subprocess.Popen[bytes]] = []
-    for role in (("work", "embed"), ("search-server",)):
-        started.append(host.spawn(*role))
+    roles = (("work", "embed"), ("search-server",))
+    started = [host.spawn(*role) for role in roles]
     yield host
     for process in started:
         process.send_signal(signal.SIGTERM)

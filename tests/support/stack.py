@@ -36,7 +36,12 @@ class Stack:
     @property
     def settings(self) -> Settings:
         allowed = tuple(filter(None, self.environment.get("XNAI_EGRESS_ALLOW", "").split(",")))
-        return load_settings(data_dir=self.data_dir, egress_allow=allowed)
+        given = {
+            name: self.environment[f"XNAI_{name.upper()}"]
+            for name in ("api_url", "api_key")
+            if f"XNAI_{name.upper()}" in self.environment
+        }
+        return load_settings(data_dir=self.data_dir, egress_allow=allowed, **given)
 
     def start(self) -> None:
         """Run `xnai up` until it is ready."""
