@@ -45,7 +45,7 @@ def decode_uuid(list_name: str, cursor: str | None) -> UUID | None:
 
 
 def part[T](rows: Sequence[T], offset: int, limit: int) -> tuple[Sequence[T], str | None]:
-    """A page of a list that is short by nature (pools, slots, limits), and the next one's cursor."""
+    """A page of a list that is short by nature (pools, slots), and the next page's cursor."""
     shown = rows[offset : offset + limit]
     following = offset + len(shown)
     return shown, encode("part", following) if following < len(rows) else None

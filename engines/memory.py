@@ -1,4 +1,4 @@
-"""Returns to the kernel what a model's loading has freed: copies of its weights, some 60 MB."""
+"""Returns to the kernel what loading and running models has freed: some 40 to 60 MB a process."""
 
 import ctypes
 from contextlib import suppress

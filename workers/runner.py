@@ -13,6 +13,7 @@ import anyio
 from anyio.abc import TaskGroup
 from redis.asyncio import Redis
 
+from engines.memory import give_back_memory
 from jobs import dispatch, ledger
 from jobs.kinds import Kind
 from jobs.ledger import Ended
@@ -64,6 +65,7 @@ class Runner:
     _idle: anyio.CancelScope = field(default_factory=anyio.CancelScope)
     _one_at_a_time: anyio.Lock = field(default_factory=anyio.Lock)
     _job_s: float = AHEAD_S
+    _has_run: bool = False
 
     async def run(self) -> None:
         """Claim and run until drained and recorded. Raises SlotEnded when the slot was declared
@@ -160,7 +162,10 @@ class Runner:
             if self._draining.is_set():
                 return
             try:
-                await dispatch.wait(self.post.redis, self.post.pool, BLOCK_S)
+                woken = await dispatch.wait(self.post.redis, self.post.pool, BLOCK_S)
+                if woken is None and self._has_run and not self.in_hand:
+                    self._has_run = False
+                    give_back_memory()
             except dispatch.UNAVAILABLE:
                 metrics.DISPATCH_FAILURES.inc()
                 await anyio.sleep(poll_s)
@@ -209,6 +214,7 @@ class Runner:
             ran_s = time.perf_counter() - started
             self._job_s += SMOOTHING * (ran_s - self._job_s)
             metrics.HANDLER_DURATION.labels(kind=job.kind).observe(ran_s)
+            self._has_run = True
             del self.in_hand[job.id]
             self.post.board.clear(in_hand.entry)
 

@@ -20,6 +20,7 @@ import uvicorn
 from corpus import search_servers
 from corpus.search_servers import BEAT_S, SearchServer
 from engines.embed import load_embedder
+from engines.memory import give_back_memory
 from engines.models import installed_models_dir
 from runtime.errors import PortInUseError
 from runtime.ids import uuid7
@@ -91,6 +92,7 @@ async def _beat(pool: Pool, here: SearchServer) -> None:
     """Beat, and register again when the row is gone (a restored database, a long silence)."""
     while True:
         await anyio.sleep(BEAT_S)
+        give_back_memory()
         try:
             if not await search_servers.beat(pool, here.id):
                 host = socket.gethostname()
