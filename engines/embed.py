@@ -6,11 +6,13 @@ cannot be embedded is the caller's affair.
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from engines.errors import EngineUnavailable, ModelDamaged, ModelUnsupported
+from engines.mapped import WEIGHTS, mapped_model
 from engines.memory import give_back_memory
 from engines.models import EmbedModelFiles, embed_model_files
 from engines.tokens import EmbedTokenizer, Encoded
@@ -44,9 +46,18 @@ class Embeddings:
     tokens: int
 
 
-def load_embedder(spec: str, *, threads: int, models_dir: Path) -> "Embedder":
-    """Verify and load an embedding model by name or folder; raises ModelError."""
-    return Embedder(embed_model_files(spec, models_dir), threads=threads)
+def load_embedder(spec: str, *, threads: int, models_dir: Path, mapped: bool = False) -> "Embedder":
+    """Verify and load an embedding model by name or folder; raises ModelError.
+
+    `mapped` trades a fifth of the speed for 60 MB and more, see engines/mapped.py; where the
+    models' folder cannot be written, the model is loaded as it was delivered.
+    """
+    files = embed_model_files(spec, models_dir)
+    if not mapped:
+        return Embedder(files, threads=threads)
+    with suppress(OSError):
+        return Embedder(replace(files, onnx=mapped_model(files, models_dir)), threads=threads)
+    return Embedder(files, threads=threads)
 
 
 class Embedder:
@@ -143,6 +154,9 @@ def _open_session(path: Path, threads: int) -> "InferenceSession":
     options.enable_cpu_mem_arena = False
     # A pattern is a plan of memory kept for each shape that was ever seen: 100 MB after a while.
     options.enable_mem_pattern = False
+    if (path.parent / WEIGHTS).exists():
+        # Rearranged copies of mapped weights would undo the mapping.
+        options.add_session_config_entry("session.disable_prepacking", "1")
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.add_session_config_entry("session.inter_op.allow_spinning", "0")
     try:

@@ -63,7 +63,11 @@ async def _serve(settings: Settings, pool: Pool, listener: socket.socket) -> Non
     here = SearchServer(uuid7(), node, _url(settings, listener))
     secret = await search_servers.secret(pool)
     load = partial(
-        load_embedder, settings.embed_model, threads=threads, models_dir=installed_models_dir()
+        load_embedder,
+        settings.embed_model,
+        threads=threads,
+        models_dir=installed_models_dir(),
+        mapped=True,
     )
     async with anyio.create_task_group() as background, anyio.create_task_group() as serving:
         indexes = SearchIndexes(pool, settings.data_dir, background, threads=threads)
