@@ -37,7 +37,7 @@ class CrawlLimits:
 
     parse_s: float = 20.0
     parser_start_s: float = 30.0
-    parser_idle_s: float = 30.0
+    parser_idle_s: float = 10.0
     parser_bytes: int = 1536 * _MEBIBYTE  # address space of the process that parses
     parsers: int = 1
     text_bytes: int = 20 * _MEBIBYTE  # of one parsed document, as the parser hands it over

@@ -774,10 +774,12 @@ SELECT id FROM history WHERE batch_id = $1 AND id > $2 AND state IN ('failed', '
 
 -- name: batch_results
 -- In the order of the transactions that finished them, below the oldest one still open: a reader skips nothing.
+-- A finished batch has none still open, and must not wait for strangers' transactions to show its last lines.
 WITH ended AS MATERIALIZED (
     SELECT xid, tenant_id, id, finished_at FROM history
     WHERE batch_id = $2 AND parent_id IS NULL AND (xid, id) > ($3::text::xid8, $4::uuid)
-    AND xid < pg_snapshot_xmin(pg_current_snapshot())
+    AND (xid < pg_snapshot_xmin(pg_current_snapshot())
+         OR EXISTS (SELECT 1 FROM batches WHERE batches.id = $2 AND state = 'finished'))
     ORDER BY xid, id LIMIT $5
 ), page AS MATERIALIZED (
     SELECT j.*, e.xid FROM ended AS e

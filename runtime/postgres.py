@@ -29,7 +29,7 @@ CONNECT_TIMEOUT_S = 10.0
 LOCK_TIMEOUT_S = 5.0
 STATEMENT_TIMEOUT_S = 30.0
 IDLE_IN_TRANSACTION_TIMEOUT_S = 5.0
-IDLE_CONNECTION_S = 15.0
+IDLE_CONNECTION_S = 10.0
 
 # What asyncpg raises while a server is down, starting, stopping or out of connections.
 UNREACHABLE = (

@@ -106,6 +106,7 @@ def test_whole_life_on_embedded_servers(data_dir: Path) -> None:
 def test_dead_role_is_restarted(data_dir: Path, urls: dict[str, str]) -> None:
     with stack(data_dir, "serve", "idle", **urls) as running:
         old = running.ready().pids["idle"]
+        wait_until((data_dir / "idle.pid").exists)
         (data_dir / "idle.pid").unlink()
         os.kill(old, signal.SIGKILL)
         wait_until((data_dir / "idle.pid").exists)

@@ -14,14 +14,17 @@ from runtime.settings import load_settings
 _MODULE = "tests.support.stack_roles"
 
 
+async def _never() -> bool:
+    """The answer of a role that is not up yet."""
+    return False
+
+
 def main() -> None:
     settings = load_settings()
     logs.configure(settings, role="up")
-    answers = partial(answers_http, "127.0.0.1", settings.port, "/healthz")
-    roles = [
-        Role(name, module=_MODULE, answers=answers if name == "serve" else None)
-        for name in sys.argv[1:]
-    ]
+    serves = partial(answers_http, "127.0.0.1", settings.port, "/healthz")
+    answers = {"serve": serves, "broken": _never}
+    roles = [Role(name, module=_MODULE, answers=answers.get(name)) for name in sys.argv[1:]]
     try:
         anyio.run(run_stack, settings, roles)
     except XnaiError as error:
