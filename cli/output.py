@@ -9,7 +9,15 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+)
 from rich.table import Table
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
@@ -72,6 +80,10 @@ class Meter:
         """Say what is going on, and how far it is."""
         self._progress.update(self._bar, description=escape(text), completed=done, total=total)
 
+    def advance_to(self, done: float, total: float | None) -> None:
+        """Say how far it is; the text stays."""
+        self._progress.update(self._bar, completed=done, total=total)
+
 
 @contextmanager
 def meter(text: str, *, quiet: bool = False) -> Iterator[Meter]:
@@ -80,7 +92,7 @@ def meter(text: str, *, quiet: bool = False) -> Iterator[Meter]:
         SpinnerColumn(),
         TextColumn("{task.description}"),
         BarColumn(bar_width=30),
-        TextColumn("{task.completed:.0f}/{task.total:.0f}"),
+        MofNCompleteColumn(),  # knows what to print while the total is unknown
         TimeElapsedColumn(),
         console=errors,
         transient=True,
