@@ -29,6 +29,8 @@ from runtime.unprivileged import Identity, cannot_drop, identity_for, named_iden
 ADMIN = "postgres"
 ROLE = "xnai"
 DATABASE = "xnai_foundation"
+# What a new database and its first log take on disk; a smaller disk is said to be full.
+INITIAL_MB = 64
 CREATION_LOCK_KEY = 0x786E6164
 
 QUERIES = load_queries("runtime")
@@ -255,6 +257,11 @@ class Postgres(Server):
         return f"postgresql://{user}:{password}@{LOOPBACK}:{self.port}/{database}"
 
 
+def client_program(name: str) -> Path:
+    """Return the path of one of the wheel's programs, to be run as ourselves."""
+    return _wheel_tree(Identity()) / _BINARIES / name
+
+
 async def _run(command: list[str], user: Identity, folder: Path, lock: int) -> tuple[int, str]:
     """Run a program as that user, holding the lock; return its exit code and all it said."""
     with tempfile.TemporaryFile() as output:
@@ -313,9 +320,14 @@ def _bundled_major(tree: Path) -> str:
 
 
 def _explain_initdb(output: str, home: Path) -> EmbeddedServerError:
-    if "No space left on device" in output:
-        message = f"no space left on the disk of {home}: free some, or set XNAI_DATA_DIR"
+    # Short of space, initdb may die of a PANIC that names no reason, and removes what it wrote.
+    free_mb = shutil.disk_usage(home).free // 1_000_000
+    if "No space left on device" in output or ("PANIC" in output and free_mb < INITIAL_MB):
+        message = (
+            f"no space left on the disk of {home}: a new database takes {INITIAL_MB} MB, "
+            f"{free_mb} MB are free: free some, or set XNAI_DATA_DIR"
+        )
         return DiskFullError(message)
     errors = [line for line in output.splitlines() if "error" in line.lower()]
-    message = f"initdb failed in {home}: {errors[0] if errors else output[-500:]}"
+    message = f"initdb failed in {home}: {errors[0] if errors else ' '.join(output.split())[-300:]}"
     return EmbeddedServerError(message)

@@ -1,6 +1,7 @@
 """Runs the stack of `xnai up` with the small roles: `python -m tests.support.run_up ROLE…`."""
 
 import sys
+from collections.abc import Awaitable, Callable
 from functools import partial
 
 import anyio
@@ -23,7 +24,7 @@ def main() -> None:
     settings = load_settings()
     logs.configure(settings, role="up")
     serves = partial(answers_http, "127.0.0.1", settings.port, "/healthz")
-    answers = {"serve": serves, "broken": _never}
+    answers: dict[str, Callable[[], Awaitable[bool]]] = {"serve": serves, "broken": _never}
     roles = [Role(name, module=_MODULE, answers=answers.get(name)) for name in sys.argv[1:]]
     try:
         anyio.run(run_stack, settings, roles)
