@@ -14,12 +14,13 @@ from functools import partial
 from pathlib import Path
 
 import anyio
+import asyncpg
 
 from cli.children import Child, Role, answers_http
 from cli.output import errors
 from runtime.embedded import EmbeddedServers, ServerName
 from runtime.embedded_state import free_port, why_not_free
-from runtime.errors import AlreadyRunningError, PortInUseError
+from runtime.errors import AlreadyRunningError, DiskFullError, PortInUseError
 from runtime.files import explained, private_folder
 from runtime.groups import only_leaf
 from runtime.logs import logger
@@ -51,7 +52,18 @@ async def run_stack(settings: Settings, roles: Sequence[Role] | None = None) -> 
         await _run_stack(settings, roles)
     except BaseExceptionGroup as group:
         # One thing went wrong and ended its neighbours: it alone is what the user has to know.
-        raise only_leaf(group) from None
+        raise _explained(only_leaf(group), settings) from None
+
+
+def _explained(error: BaseException, settings: Settings) -> BaseException:
+    """One line for what Postgres says of a full disk while the stack starts."""
+    if isinstance(error, asyncpg.DiskFullError):
+        message = (
+            f"no space left on the disk of {settings.data_dir} ({str(error).splitlines()[0]}): "
+            "free some, or set XNAI_DATA_DIR"
+        )
+        return DiskFullError(message)
+    return error
 
 
 async def _run_stack(settings: Settings, roles: Sequence[Role] | None) -> None:

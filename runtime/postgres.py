@@ -31,7 +31,8 @@ STATEMENT_TIMEOUT_S = 30.0
 IDLE_IN_TRANSACTION_TIMEOUT_S = 5.0
 IDLE_CONNECTION_S = 10.0
 
-# What asyncpg raises while a server is down, starting, stopping or out of connections.
+# What asyncpg raises while a server is down, starting, stopping, out of connections or of disk:
+# all of it passes without a restart of ours.
 UNREACHABLE = (
     OSError,
     ssl.SSLError,
@@ -39,6 +40,7 @@ UNREACHABLE = (
     asyncpg.ConnectionDoesNotExistError,
     asyncpg.PostgresConnectionError,
     asyncpg.TooManyConnectionsError,
+    asyncpg.DiskFullError,
     asyncpg.AdminShutdownError,
     asyncpg.CrashShutdownError,
 )
