@@ -9,7 +9,7 @@ import sys
 import typer
 from rich.markup import escape
 
-from cli import doctor, ingest, jobs, knowledge, operate, processes
+from cli import backup, doctor, ingest, jobs, knowledge, operate, processes
 from cli.output import errors
 from runtime.errors import EXIT_FAILED, XnaiError
 
@@ -31,6 +31,8 @@ app.command("env", rich_help_panel="Stack")(processes.env)
 app.command("service", rich_help_panel="Stack")(processes.service)
 app.command("doctor", rich_help_panel="Stack")(doctor.doctor)
 app.command("rebuild", rich_help_panel="Stack")(processes.rebuild)
+app.command("backup", rich_help_panel="Stack")(backup.backup)
+app.command("restore", rich_help_panel="Stack")(backup.restore)
 app.command("submit", rich_help_panel="Jobs")(jobs.submit)
 app.add_typer(jobs.jobs, name="jobs", rich_help_panel="Jobs")
 app.add_typer(jobs.batch, name="batch", rich_help_panel="Jobs")

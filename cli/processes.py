@@ -2,7 +2,7 @@
 
 import shlex
 import sys
-from typing import Annotated
+from typing import Annotated, Literal
 
 import anyio
 import typer
@@ -121,19 +121,42 @@ def service(context: typer.Context) -> None:
 def rebuild(
     context: typer.Context,
     what: Annotated[
-        str, typer.Argument(help="index: build a collection's vector index again from Postgres.")
+        Literal["index", "dispatch"],
+        typer.Argument(
+            help="index: build a collection's vector index again from Postgres. "
+            "dispatch: announce again what is queued, after Redis was emptied."
+        ),
     ],
     *,
     collection: Annotated[str, typer.Option("--collection", "-c")] = "default",
     as_json: AsJson = False,
 ) -> None:
     """Build derived data again from Postgres."""
+    if what == "dispatch":
+        _rebuild_dispatch(context, as_json=as_json)
+    else:
+        _rebuild_index(context, collection, as_json=as_json)
+
+
+def _rebuild_index(context: typer.Context, collection: str, *, as_json: bool) -> None:
     from cli.jobs import finish_with
     from cli.watching import follow_job
 
-    if what != "index":
-        raise typer.BadParameter(f"cannot rebuild {what!r}: choose index")
     payload = {"collection": collection, "rebuild": True}
     with Api(settings_of(context)) as api_session:
         job = api_session.post("/v1/jobs", {"kind": "index", "payload": payload})
         finish_with(follow_job(api_session, job["id"], quiet=as_json), as_json=as_json)
+
+
+def _rebuild_dispatch(context: typer.Context, *, as_json: bool) -> None:
+    from cli.backup import reachable_settings
+    from cli.redispatch import announce_queued
+
+    announced = anyio.run(announce_queued, reachable_settings(settings_of(context)))
+    if as_json:
+        print_json({"pools": len(announced), "announced": announced})
+        return
+    for pool, jobs in announced.items():
+        console.print(f"{pool}: announced {jobs} queued jobs")
+    if not announced:
+        console.print("nothing is queued in any pool that is not paused")
