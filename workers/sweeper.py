@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import anyio
 from redis.asyncio import Redis
 
-from jobs import batches, dispatch, ledger, pools, slots
+from jobs import batches, dispatch, ledger, limits, pools, slots
 from jobs.kinds import KindRegistry
 from jobs.model import SlotId
 from runtime import metrics
@@ -92,6 +92,7 @@ class Sweeper:
             await self._promote(connection)
             await self._find_dead(connection)
             await batches.finish_due(connection)
+            await dispatch.announce(self._redis, await limits.audit(connection))
             unannounced = await pools.unannounced(connection, older_than_s=self._settings.sweep_s)
         await dispatch.announce(self._redis, unannounced)
 
