@@ -6,12 +6,14 @@ Judges and resolves, but opens no connection: runtime/egress.py connects to what
 import socket
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 from ipaddress import IPv6Address, ip_address, ip_network
 from typing import override
 from urllib.parse import SplitResult, urlsplit
 
 import anyio
+import anyio.to_thread
+from anyio.lowlevel import RunVar
 
 from runtime.addresses import (
     Address,
@@ -51,6 +53,10 @@ class EgressDenied(Exception):
         self.entry = entry
 
 
+RESOLVERS = 64
+_THREADS: RunVar[anyio.CapacityLimiter] = RunVar("xnai_resolver_threads")
+
+
 @dataclass(frozen=True, slots=True)
 class Target:
     """Where a URL leads: its host normalised, as an address when it is written as one."""
@@ -66,8 +72,21 @@ class Target:
 
 
 async def resolve_by_system(host: str, port: int) -> Sequence[str]:
-    """Resolve by the machine's own resolver, in its order of preference."""
-    answers = await anyio.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    """Resolve by the machine's own resolver, in its order of preference.
+
+    In threads of its own: the event loop has only a few, and names whose servers hang would keep
+    all of them, and with them every other fetch and delivery.
+    """
+    try:
+        threads = _THREADS.get()
+    except LookupError:
+        threads = anyio.CapacityLimiter(RESOLVERS)
+        _THREADS.set(threads)
+    answers = await anyio.to_thread.run_sync(
+        partial(socket.getaddrinfo, host, port, type=socket.SOCK_STREAM),
+        abandon_on_cancel=True,
+        limiter=threads,
+    )
     return list(dict.fromkeys(str(answer[4][0]) for answer in answers))
 
 

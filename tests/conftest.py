@@ -1,4 +1,4 @@
-"""Fixtures of the whole suite: real servers, one database and one Redis number a worker.
+"""Fixtures of the whole suite: real servers, one PostgreSQL and one Valkey a worker.
 
 Rows are deleted before each test, never rolled back: SKIP LOCKED and crashes need commits.
 """

@@ -6,11 +6,8 @@ leaves a lease that ends by itself, so a receiver may see a delivery twice, alwa
 """
 
 import random
-import socket
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
-from functools import partial
 from http import HTTPStatus
 
 import anyio
@@ -27,7 +24,6 @@ from webhooks.model import TEST_TYPE, Answer, Owed
 from webhooks.request import BLOCKED, TIMEOUT_S, send
 
 # As many as there are places: a name that does not resolve costs its own place and no other.
-RESOLVERS = TOTAL
 DISABLED = "endpoint_disabled"
 EXHAUSTED = "attempts_exhausted"
 _FINISH_WITHIN_S = outbox.LEASE_S - TIMEOUT_S - 5.0
@@ -38,24 +34,9 @@ log = logger("webhooks")
 
 
 def open_client(policy: EgressPolicy) -> httpx.AsyncClient:
-    """The client of deliveries: behind the guard, bounded in time and connections.
-
-    Names are resolved in threads of its own: the event loop has only four, and names whose servers
-    hang would keep all of them, and with them every other receiver.
-    """
-    threads = anyio.CapacityLimiter(RESOLVERS)
-
-    async def resolve(host: str, port: int) -> Sequence[str]:
-        found = await anyio.to_thread.run_sync(
-            partial(socket.getaddrinfo, host, port, type=socket.SOCK_STREAM),
-            abandon_on_cancel=True,
-            limiter=threads,
-        )
-        return list(dict.fromkeys(str(address[0]) for *_, address in found))
-
+    """The client of deliveries: behind the guard, bounded in time and connections."""
     limits = httpx.Limits(max_connections=TOTAL, max_keepalive_connections=16, keepalive_expiry=5.0)
-    guard = replace(policy, resolver=resolve)
-    return guarded_client(guard, timeout=httpx.Timeout(TIMEOUT_S), limits=limits)
+    return guarded_client(policy, timeout=httpx.Timeout(TIMEOUT_S), limits=limits)
 
 
 @dataclass(slots=True)

@@ -1,16 +1,17 @@
-"""The PostgreSQL and Valkey of one test session, shared by its xdist workers.
+"""The PostgreSQL and Valkey of each xdist worker of a test session.
 
-The controller owns their folder and stops them; whichever worker needs them first starts them, the
-others adopt them. A killed session's servers are stopped by the next session.
+One pair a worker, not one for all: readers of events and results wait for the oldest transaction of
+the whole cluster, so that one worker's open transaction would be seen in another's tests. The
+controller owns the folder and stops what is left; a killed session's servers are stopped by the
+next session.
 """
 
 import fcntl
 import os
 import shutil
 import tempfile
-from collections.abc import Coroutine, Iterator
+from collections.abc import Coroutine
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
@@ -71,19 +72,17 @@ class SessionFolder:
 
 
 class WorkerServers:
-    """The running servers as one worker sees them: a database and a Redis number of its own."""
+    """The running servers of one worker, and its database."""
 
     def __init__(self, home: Path, worker: str) -> None:
-        self.servers = EmbeddedServers(home)
+        self.servers = EmbeddedServers(home / worker)
         self._database = f"xnai_{worker}"
-        with _held(home / "start.lock"):
-            run_in_thread(self._start())
+        run_in_thread(self._start())
         assert self.servers.postgres is not None
         assert self.servers.valkey is not None
         self.admin_url = with_path(self.servers.postgres.admin_url, self._database)
         self.database_url = with_path(self.servers.postgres.url, self._database)
-        number = int(worker.removeprefix("gw")) + 1 if worker.startswith("gw") else 0
-        self.redis_url = with_path(self.servers.valkey.url, str(number))
+        self.redis_url = with_path(self.servers.valkey.url, "1")
 
     def reset(self) -> None:
         run_in_thread(self._reset())
@@ -134,9 +133,8 @@ def run_in_thread[T](work: Coroutine[Any, Any, T]) -> T:
 
 
 def _stop_servers(home: Path) -> None:
-    if (home / "embedded.json").exists():
-        servers = EmbeddedServers(home)
-        run_in_thread(servers.stop_left_over())
+    for state in home.glob("*/embedded.json"):
+        run_in_thread(EmbeddedServers(state.parent).stop_left_over())
 
 
 def _clear_dead_sessions() -> None:
@@ -154,13 +152,6 @@ def _lock(path: Path) -> int | None:
     except OSError:
         return None
     return descriptor
-
-
-@contextmanager
-def _held(path: Path) -> Iterator[None]:
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def with_path(url: str, path: str) -> str:
