@@ -21,7 +21,8 @@ def own_stack(
     tmp_path_factory: pytest.TempPathFactory, site_url: str
 ) -> Iterator[tuple[Stack, str]]:
     allowed = site_url.removeprefix("http://").rstrip("/")
-    running = Stack(tmp_path_factory.mktemp("footprint"), {"XNAI_EGRESS_ALLOW": allowed})
+    folder = tmp_path_factory.mktemp("footprint")
+    running = Stack(folder, {"XNAI_EGRESS_ALLOW": allowed}, is_covered=False)
     running.start()
     yield running, site_url
     assert running.stop() == 0

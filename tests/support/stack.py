@@ -31,6 +31,7 @@ class Stack:
     data_dir: Path
     environment: dict[str, str] = field(default_factory=dict)
     process: subprocess.Popen[bytes] | None = None
+    is_covered: bool = True
     _seen: set[psutil.Process] = field(default_factory=set)
 
     @property
@@ -121,8 +122,14 @@ class Stack:
         return found
 
     def _environment(self) -> dict[str, str]:
+        # Measuring coverage costs each process some 15 MB, which would be taken for the product's.
+        inherited = {
+            name: value
+            for name, value in os.environ.items()
+            if self.is_covered or not name.startswith("COVERAGE")
+        }
         return {
-            **os.environ,
+            **inherited,
             "XNAI_DATA_DIR": str(self.data_dir),
             "XNAI_LOG_LEVEL": "warning",
             **self.environment,
