@@ -3,7 +3,7 @@
 onnxruntime unpacks a model's stored weights to float32 on the heap, 130 MB a process. The copy made
 here keeps them unpacked on disk: the kernel shares the pages and may drop them. A forward pass is
 about a fifth slower, since mapped weights are not rearranged for the processor's matrix kernels;
-the numbers are those of the original. Worth it where texts are few: for the queries of a search.
+the numbers are those of the original.
 """
 
 import shutil

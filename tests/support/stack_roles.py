@@ -22,10 +22,10 @@ class _Healthy(BaseHTTPRequestHandler):
 
 def main() -> None:
     role = sys.argv[1]
-    Path(os.environ["XNAI_DATA_DIR"], f"{role}.pid").write_text(str(os.getpid()))
     if role == "broken":
         sys.exit(1)
     signal.signal(signal.SIGTERM, signal.SIG_IGN if role == "stubborn" else _leave)
+    Path(os.environ["XNAI_DATA_DIR"], f"{role}.pid").write_text(str(os.getpid()))
     if role == "serve":
         HTTPServer(("127.0.0.1", int(os.environ["XNAI_PORT"])), _Healthy).serve_forever()
     while True:
