@@ -1,8 +1,7 @@
 """What the ends of jobs entail for others: dependents, ancestors, keys, callbacks, batches.
 
 Collected while jobs end, applied once, in the one order of locks: jobs by id, families, keys,
-batches.
-Jobs to which nothing is tied never come here.
+batches. Jobs to which nothing is tied never come here.
 """
 
 from collections import Counter, defaultdict

@@ -1,8 +1,7 @@
 """Collects what a transaction changes in batches' counts, to be written last and once.
 
 Each writer has a row of its own a batch (a slot its id, everybody else 0), so that slots never
-queue up behind
-one counter; readers sum them.
+queue up behind one counter; readers sum them.
 """
 
 from collections import Counter, defaultdict

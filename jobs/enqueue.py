@@ -91,9 +91,8 @@ async def enqueue_follow_ups(
     """Accept jobs that `parent` creates, in a transaction that has already asserted its token.
 
     They inherit tenant and batch, and keep every ancestor unsettled until they end. Raises Cancel
-    when
-    somebody asked to cancel the parent, since what it creates would have to be cancelled with it.
-    Who gives an `aftermath` applies it, once for several parents.
+    when somebody asked to cancel the parent, since what it creates would have to be cancelled with
+    it. Who gives an `aftermath` applies it, once for several parents.
     """
     if not jobs:
         return []

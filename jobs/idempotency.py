@@ -1,8 +1,7 @@
 """Idempotency-Key: one request, one effect, the same answer again.
 
 The key's row is written in the transaction of the jobs: a crash takes both or none, so no key is
-ever
-left in flight. Whoever repeats a request waits on that row until the first has committed, then
+ever left in flight. Whoever repeats a request waits on that row until the first has committed, then
 replays it.
 """
 
@@ -41,8 +40,7 @@ async def begin(
     """Take the key in the caller's transaction (None), or answer what it was answered with before.
 
     Raises IdempotencyMismatch for another request's key, and IdempotencyInFlight when the first
-    request
-    is still uncommitted after `wait_s`; the caller's transaction is then over.
+    request is still uncommitted after `wait_s`; the caller's transaction is then over.
     """
     before = await connection.fetchval(QUERIES["lock_wait"])
     await connection.execute(QUERIES["limit_wait"], f"{wait_s * 1000:.0f}ms")

@@ -5,8 +5,7 @@ commit.
        └─► parked ─promote_due─► ready           └─► parked (backoff), ready (released)
 
 Every verb takes a connection and joins the caller's transaction; outside of one it commits by
-itself.
-Locks are taken in one order everywhere: slot, jobs by id, families, keys, batches
+itself. Locks are taken in one order everywhere: slot, jobs by id, families, keys, batches
 (docs/decisions/0006).
 """
 

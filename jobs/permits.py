@@ -1,8 +1,7 @@
 """Gives out the permits of `concurrency_key`s under the lock of the key's row.
 
 A job holds a permit exactly while it is in `ready` or `held`. It always waits in `parked` first
-(`limit`), so that
-this is the one place where a permit is taken.
+(`limit`), so that this is the one place where a permit is taken.
 """
 
 from collections.abc import Iterable, Mapping

@@ -47,8 +47,7 @@ async def record(
 
     Call it outside of a transaction: it opens and commits its own, and when the batch fails it goes
     row by row, so that one bad row fails alone (`bad_result`). Inside one it uses savepoints. What
-    is
-    no longer held by its token is not written and answered as `stale`.
+    is no longer held by its token is not written and answered as `stale`.
     """
     if not ended:
         return Recorded()

@@ -27,8 +27,7 @@ class Recorded:
     """What `record` did.
 
     `stale` ids were no longer held by their token: nothing of them was written. `settled` are jobs
-    whose
-    last descendant ended, ancestors included. `batches` may be finished: pass them to
+    whose last descendant ended, ancestors included. `batches` may be finished: pass them to
     `batches.finish_due` after the commit.
     """
 

@@ -1,6 +1,5 @@
 """The process of one slot: a fresh interpreter, pinned before anything else, that lives as long as
-its
-supervisor.
+its supervisor.
 
 Started only by workers/supervisor.py, as `python -m workers.slots CONFIG`, with two inherited
 descriptors: the board it shows its jobs on, and a control socket that carries cancellations and the
