@@ -4,8 +4,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = (
-    "api", "cli", "corpus", "crawl", "engines", "jobs", "runtime", "schedules", "webhooks",
-    "workers",
+    "api", "chaos", "cli", "corpus", "crawl", "engines", "jobs", "runtime", "schedules",
+    "webhooks", "workers",
 )  # fmt: skip
 LOCKS = tuple(sorted(ROOT.glob("requirements*.txt")))
 
