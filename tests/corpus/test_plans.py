@@ -23,8 +23,8 @@ v AS (INSERT INTO versions (document_id, number, content_id) SELECT d.id, 1, t.i
 e AS (INSERT INTO editions
           (collection_id, document_id, version, chunker, chunks, completed_at, born_gen)
       SELECT c.id, v.document_id, 1, 'x', 100, now(), 1 FROM c, v RETURNING id)
--- As wide as the rows of real passages: of narrower ones the table has so few pages that reading all
--- of them costs what following an index does, and the planner's choice would be luck.
+-- As wide as the rows of real passages: of narrower ones the table has so few pages that reading
+-- all of them costs what following an index does, and the planner's choice would be luck.
 INSERT INTO chunks (id, edition_id, ordinal, start_at, end_at, heading, tsv, vector)
 SELECT gen_random_uuid(), e.id, n, 0, 1, repeat('x', 1000),
        to_tsvector('simple', 'common word' || (e.id * 100 + n) % 5000)
