@@ -18,6 +18,7 @@ from api.keys import ensure_admin_key
 from runtime.errors import PortInUseError, XnaiError
 from runtime.logs import logger
 from runtime.postgres import connect, database_url, wait_reachable
+from runtime.readiness import Notifier
 from runtime.settings import Settings
 
 BACKLOG = 2048
@@ -26,7 +27,7 @@ KEEP_ALIVE_S = 75
 log = logger("api")
 
 
-async def run_api(settings: Settings) -> None:
+async def run_api(settings: Settings, notifier: Notifier | None = None) -> None:
     """Serve until SIGTERM or SIGINT, then let requests finish for `grace_s`; a second signal ends
     at once.
 
@@ -38,7 +39,7 @@ async def run_api(settings: Settings) -> None:
         app = create_app(settings)
         # Entered here and not by uvicorn, so that an error of starting arrives as itself.
         async with app.router.lifespan_context(app):
-            server = _Server(_config(app, settings), app)
+            server = _Server(_config(app, settings), app, notifier or Notifier())
             async with anyio.create_task_group() as group:
                 group.start_soon(_stop_on_signal, server)
                 host, port = listener.getsockname()[:2]
@@ -76,14 +77,20 @@ class _Server(uvicorn.Server):
     again.
     """
 
-    def __init__(self, config: uvicorn.Config, app: FastAPI) -> None:
+    def __init__(self, config: uvicorn.Config, app: FastAPI, notifier: Notifier) -> None:
         super().__init__(config)
         self._app = app
+        self._notifier = notifier
 
     @override
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
+
+    @override
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self._notifier.ready()
 
     @override
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:

@@ -6,7 +6,7 @@ Knows how to keep a process alive; what the processes are is said in `cli.up`.
 import os
 import signal
 import sys
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -15,6 +15,7 @@ from anyio.abc import Process
 
 from runtime.errors import XnaiError
 from runtime.logs import logger
+from runtime.readiness import SOCKET_VARIABLE, ReadinessSocket
 
 READY_TIMEOUT_S = 60.0
 BACKOFF_S = 0.5
@@ -22,7 +23,6 @@ BACKOFF_MAX_S = 10.0
 # A process that has lived this long did not die of how it was started.
 LIVED_S = 30.0
 KILL_TIMEOUT_S = 5.0
-_POLL_S = 0.05
 
 log = logger("up")
 
@@ -38,8 +38,6 @@ class Role:
     name: str
     arguments: tuple[str, ...] = ()
     module: str = "cli.roles"
-    # Tells whether it serves yet; None for a process that nobody has to wait for.
-    answers: Callable[[], Awaitable[bool]] | None = None
     # Drained with the others' users gone: a job in hand may still ask the search role.
     stops_last: bool = False
 
@@ -54,6 +52,7 @@ class Child:
         self.role = role
         self._environment = environment
         self._process: Process | None = None
+        self._readiness = ReadinessSocket()
         self._stopping = False
 
     @property
@@ -70,21 +69,24 @@ class Child:
             stdin=None,
             stdout=None,
             stderr=None,
-            env=self._environment,
+            env={**self._environment, SOCKET_VARIABLE: self._readiness.address},
             # Ctrl-C in a terminal is for `up` alone, which then drains in the right order.
             start_new_session=True,
         )
 
     async def wait_ready(self) -> None:
-        """Return when the process serves; raises RoleFailedError when it ends before that."""
+        """Return when the process says that it serves; raises RoleFailedError when it ends before
+        that.
+        """
         with anyio.move_on_after(READY_TIMEOUT_S) as waiting:
-            while self.pid is not None:
-                if self.role.answers is None or await self.role.answers():
-                    return
-                await anyio.sleep(_POLL_S)
+            async with anyio.create_task_group() as group:
+                group.start_soon(self._cancel_at_end, group.cancel_scope)
+                if self.pid is not None:
+                    await self._readiness.wait(self.pid)
+                group.cancel_scope.cancel()
         if waiting.cancelled_caught:
             message = (
-                f"{self.role} did not answer within {READY_TIMEOUT_S:.0f} s: see its log, and "
+                f"{self.role} was not ready within {READY_TIMEOUT_S:.0f} s: see its log, and "
                 "start again with XNAI_LOG_LEVEL=debug"
             )
             raise RoleFailedError(message)
@@ -95,6 +97,11 @@ class Child:
         if self.pid is None:
             message = f"{self.role} ended before it was ready: its reason is above"
             raise RoleFailedError(message)
+
+    async def _cancel_at_end(self, scope: anyio.CancelScope) -> None:
+        if self._process is not None:
+            await self._process.wait()
+        scope.cancel()
 
     async def keep(self, on_restart: Callable[[str], None]) -> None:
         """Restart the process whenever it dies, more patiently each time; until `stop`."""
@@ -118,6 +125,7 @@ class Child:
     async def stop(self, grace_s: float) -> None:
         """Drain: SIGTERM, then SIGKILL after `grace_s`; returns when the process is gone."""
         self._stopping = True
+        self._readiness.close()
         if self._process is None:
             return
         self._send(signal.SIGTERM)
@@ -144,16 +152,3 @@ class Child:
         if self.pid is not None and self._process is not None:
             with suppress(ProcessLookupError):
                 self._process.send_signal(number)
-
-
-async def answers_http(host: str, port: int, path: str) -> bool:
-    """Tell whether an HTTP server answers this path with success."""
-    try:
-        with anyio.fail_after(2):
-            async with await anyio.connect_tcp(host, port) as stream:
-                head = f"GET {path} HTTP/1.1\r\nHost: {host}:{port}\r\nConnection: close"
-                await stream.send(f"{head}\r\n\r\n".encode())
-                line = (await stream.receive(64)).split(b" ", 2)
-    except (OSError, TimeoutError, anyio.EndOfStream, anyio.BrokenResourceError):
-        return False
-    return len(line) > 1 and line[1] == b"200"

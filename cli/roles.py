@@ -14,6 +14,7 @@ import anyio
 from runtime import logs, metrics
 from runtime.errors import XnaiError
 from runtime.processes import set_title
+from runtime.readiness import Notifier
 from runtime.settings import Settings, load_settings
 
 
@@ -21,33 +22,34 @@ def run_role(role: str, arguments: Sequence[str], settings: Settings) -> None:
     """Run one role until it is told to stop. Raises XnaiError with one clear line when it cannot
     start.
     """
+    notifier = Notifier.from_environment()
     set_title(" ".join((role, *arguments)))
     logs.configure(settings, role=role)
     metrics.configure(settings, role=role)
-    anyio.run(_entry(role, arguments, settings), backend_options={"use_uvloop": True})
+    anyio.run(_entry(role, arguments, settings, notifier), backend_options={"use_uvloop": True})
 
 
 def _entry(
-    role: str, arguments: Sequence[str], settings: Settings
+    role: str, arguments: Sequence[str], settings: Settings, notifier: Notifier
 ) -> Callable[[], Awaitable[None]]:
     """The role's async function; imported here, so that each process loads only its own."""
     match role:
         case "api":
             from api.serve import run_api
 
-            return partial(run_api, settings)
+            return partial(run_api, settings, notifier)
         case "work":
             from workers.supervisor import run_supervisor
 
-            return partial(run_supervisor, settings, list(arguments))
+            return partial(run_supervisor, settings, list(arguments), notifier)
         case "tick":
             from cli.tick import run_tick
 
-            return partial(run_tick, settings)
+            return partial(run_tick, settings, notifier)
         case "search-server":
             from workers.search_server import run_search_server
 
-            return partial(run_search_server, settings)
+            return partial(run_search_server, settings, notifier)
         case _:
             raise XnaiError(f"no role {role!r}: choose api, work, tick or search-server")
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import anyio
 import asyncpg
+from anyio.abc import TaskStatus
 
 from corpus import purge, uploads
 from jobs import dispatch, retention
@@ -25,6 +26,7 @@ from webhooks import outbox
 from webhooks.deliver import Deliverer, open_client
 
 if TYPE_CHECKING:
+    from runtime.readiness import Notifier
     from runtime.settings import Settings
 
 POOL_SIZE = 8
@@ -33,7 +35,7 @@ RETENTION_EVERY_S = 60.0
 log = logger("tick")
 
 
-async def run_tick(settings: "Settings") -> None:
+async def run_tick(settings: "Settings", notifier: "Notifier") -> None:
     """Run until SIGTERM or SIGINT; what is being sent then may finish within `grace_s`."""
     kinds = load_kinds(settings.kinds)
     pool = await open_pool(settings, role="tick", size=POOL_SIZE)
@@ -43,10 +45,12 @@ async def run_tick(settings: "Settings") -> None:
     ticker = Ticker(pool, kinds, partial(dispatch.announce, redis), settings.ageing_s)
     try:
         async with anyio.create_task_group() as group, anyio.create_task_group() as ticking:
+            stop = await ticking.start(_watch_signals)
             group.start_soon(partial(deliverer.run, poll_s=settings.tick_s))
-            ticking.start_soon(partial(ticker.run, poll_s=settings.tick_s))
             ticking.start_soon(_forget, pool, settings.retention_days)
-            await _stop_signal()
+            await ticking.start(partial(ticker.run, poll_s=settings.tick_s))
+            notifier.ready()
+            await stop.wait()
             ticking.cancel_scope.cancel()
             deliverer.stop()
             group.cancel_scope.deadline = anyio.current_time() + settings.grace_s
@@ -57,11 +61,13 @@ async def run_tick(settings: "Settings") -> None:
             await pool.close()
 
 
-async def _stop_signal() -> None:
+async def _watch_signals(*, task_status: TaskStatus[anyio.Event]) -> None:
+    stop = anyio.Event()
     with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        task_status.started(stop)
         async for number in signals:
             log.info("stopping", signal=signal.Signals(number).name)
-            return
+            stop.set()
 
 
 async def _forget(pool: Pool, days: int) -> None:

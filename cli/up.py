@@ -10,13 +10,12 @@ import shutil
 import signal
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
-from functools import partial
 from pathlib import Path
 
 import anyio
 import asyncpg
 
-from cli.children import Child, Role, answers_http
+from cli.children import Child, Role
 from cli.output import errors
 from runtime.embedded import EmbeddedServers, ServerName
 from runtime.embedded_state import free_port, why_not_free
@@ -28,6 +27,7 @@ from runtime.migrate import migrate
 from runtime.pools import format_pools
 from runtime.postgres import database_url, wait_reachable
 from runtime.processes import set_title
+from runtime.readiness import Notifier
 from runtime.settings import Settings, to_environment
 from runtime.stack import LocalStack, remove_stack, write_stack
 
@@ -47,9 +47,10 @@ async def run_stack(settings: Settings, roles: Sequence[Role] | None = None) -> 
     Raises AlreadyRunningError, PortInUseError, EmbeddedServerError or RoleFailedError with one line
     that names the fix; whatever was started by then is stopped first.
     """
+    notifier = Notifier.from_environment()
     set_title("up")
     try:
-        await _run_stack(settings, roles)
+        await _run_stack(settings, roles, notifier)
     except BaseExceptionGroup as group:
         # One thing went wrong and ended its neighbours: it alone is what the user has to know.
         raise _explained(only_leaf(group), settings) from None
@@ -66,7 +67,7 @@ def _explained(error: BaseException, settings: Settings) -> BaseException:
     return error
 
 
-async def _run_stack(settings: Settings, roles: Sequence[Role] | None) -> None:
+async def _run_stack(settings: Settings, roles: Sequence[Role] | None, notifier: Notifier) -> None:
     private_folder(settings.data_dir)
     with _only_one(settings.data_dir):
         settings = _with_ports(settings)
@@ -77,11 +78,13 @@ async def _run_stack(settings: Settings, roles: Sequence[Role] | None) -> None:
             async with _servers(settings, stop) as running:
                 if not stop.is_set():
                     chosen = default_roles(running) if roles is None else roles
-                    await _run_roles(running, chosen, stop)
+                    await _run_roles(running, chosen, stop, notifier)
             group.cancel_scope.cancel()
 
 
-async def _run_roles(settings: Settings, roles: Sequence[Role], stop: anyio.Event) -> None:
+async def _run_roles(
+    settings: Settings, roles: Sequence[Role], stop: anyio.Event, notifier: Notifier
+) -> None:
     await wait_reachable(database_url(settings), timeout_s=settings.connect_timeout_s)
     applied = await migrate(database_url(settings))
     log.info("schema_ready", applied=applied)
@@ -97,6 +100,7 @@ async def _run_roles(settings: Settings, roles: Sequence[Role], stop: anyio.Even
             for child in children:
                 child.refuse_dead()
             _publish(settings, children)
+            notifier.ready()
             for child in children:
                 group.start_soon(child.keep, _count_restart)
     finally:
@@ -116,17 +120,7 @@ async def _stop(children: list[Child], grace_s: float) -> None:
 
 def default_roles(settings: Settings) -> list[Role]:
     """Return the processes of a whole stack, in the order in which they are started."""
-    host = _reachable(settings.host)
-    search_host = _reachable(settings.search_host)
-    roles = [
-        Role(
-            "search-server",
-            answers=partial(answers_http, search_host, settings.search_port, "/healthz"),
-            stops_last=True,
-        ),
-        Role("api", answers=partial(answers_http, host, settings.port, "/healthz")),
-        Role("tick"),
-    ]
+    roles = [Role("search-server", stops_last=True), Role("api"), Role("tick")]
     # One supervisor for all pools: five of them would cost 220 MB and watch no better (decision
     # 0015). A slot is a process of its own either way.
     pools = tuple(name for name, pool in settings.pools.items() if pool.slots)

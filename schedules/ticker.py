@@ -9,9 +9,11 @@ from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from itertools import count
 from uuid import UUID
 
 import anyio
+from anyio.abc import TaskStatus
 
 from jobs import events
 from jobs.enqueue import DEFAULT_AGEING_S
@@ -52,9 +54,14 @@ class Ticker:
     announce: Announce
     ageing_s: float = DEFAULT_AGEING_S
 
-    async def run(self, *, poll_s: float) -> None:
-        """Tick for ever: at the next due time, and at least every `poll_s` to see what changed."""
-        while True:
+    async def run(
+        self, *, poll_s: float, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED
+    ) -> None:
+        """Tick for ever: at the next due time, and at least every `poll_s` to see what changed.
+
+        Reports itself as started after its first round, however that went.
+        """
+        for number in count():
             pause_s = poll_s
             try:
                 await self.tick()
@@ -65,14 +72,16 @@ class Ticker:
             except Exception:
                 # One bad pass must not end all schedules; whatever failed was rolled back.
                 log.exception("tick_failed")
+            if number == 0:
+                task_status.started()
             await anyio.sleep(pause_s)
 
     async def tick(self, now: datetime | None = None) -> int:
         """Fire everything that is due; answers how many schedules were decided on."""
         decided = await self._set_right(now)
-        while count := await self._fire_batch(now):
-            decided += count
-            if count < BATCH:
+        while fired := await self._fire_batch(now):
+            decided += fired
+            if fired < BATCH:
                 break
         return decided
 

@@ -26,6 +26,7 @@ from runtime.errors import PortInUseError
 from runtime.ids import uuid7
 from runtime.logs import logger
 from runtime.postgres import UNREACHABLE, Pool, open_pool
+from runtime.readiness import Notifier
 from runtime.settings import Settings
 from workers.search_app import SearchApp
 from workers.search_index import SearchIndexes
@@ -41,23 +42,34 @@ log = logger("search_server")
 class _Server(uvicorn.Server):
     """uvicorn without its own signal handling: it would raise the signal again after the end."""
 
+    def __init__(self, config: uvicorn.Config, notifier: Notifier) -> None:
+        super().__init__(config)
+        self._notifier = notifier
+
+    @override
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self._notifier.ready()
+
     @override
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
 
 
-async def run_search_server(settings: Settings) -> None:
+async def run_search_server(settings: Settings, notifier: Notifier | None = None) -> None:
     """Serve until SIGTERM or SIGINT; raises NotReachableError and PortInUseError."""
     pool = await open_pool(settings, role="search-server", size=CONNECTIONS)
     try:
         with _listen(settings) as listener:
-            await _serve(settings, pool, listener)
+            await _serve(settings, pool, listener, notifier or Notifier())
     finally:
         await pool.close()
 
 
-async def _serve(settings: Settings, pool: Pool, listener: socket.socket) -> None:
+async def _serve(
+    settings: Settings, pool: Pool, listener: socket.socket, notifier: Notifier
+) -> None:
     threads = len(os.sched_getaffinity(0))
     node = search_servers.node_id(settings.data_dir)
     here = SearchServer(uuid7(), node, _url(settings, listener))
@@ -72,7 +84,7 @@ async def _serve(settings: Settings, pool: Pool, listener: socket.socket) -> Non
     async with anyio.create_task_group() as background, anyio.create_task_group() as serving:
         indexes = SearchIndexes(pool, settings.data_dir, background, threads=threads)
         searcher = Searcher(pool, indexes, QueryEmbedder(load), threads=threads)
-        server = _Server(_config(SearchApp(searcher, secret)))
+        server = _Server(_config(SearchApp(searcher, secret)), notifier)
         serving.start_soon(_stop_on_signal, server)
         await search_servers.register(pool, here, host=socket.gethostname(), pid=os.getpid())
         serving.start_soon(_beat, pool, here)

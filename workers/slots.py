@@ -3,7 +3,7 @@ its supervisor.
 
 Started only by workers/supervisor.py, as `python -m workers.slots CONFIG`, with two inherited
 descriptors: the board it shows its jobs on, and a control socket that carries cancellations and the
-drain.
+drain one way, and the other way that the slot is ready.
 """
 
 import os
@@ -36,6 +36,8 @@ from workers.runner import BLOCK_S, STOP_GRACE_S, Post, Runner
 EXIT_DONE = 0
 EXIT_ENDED = 3
 LINE_BYTES_MAX = 256
+# What a slot tells its supervisor once its loop turns and its connections stand.
+READY = b"ready\n"
 POSTGRES_CONNECTIONS = 6
 
 
@@ -89,6 +91,7 @@ async def _run(settings: Settings, config: SlotConfig) -> int:
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(_obey, control, runner, settings)
                 tasks.start_soon(_drain_on_sigterm, runner, settings)
+                await control.send(READY)
                 await runner.run()
                 tasks.cancel_scope.cancel()
         except* SlotEnded:

@@ -11,6 +11,7 @@ import socket
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from uuid import UUID
 
@@ -26,12 +27,13 @@ from runtime import metrics
 from runtime.ids import uuid7
 from runtime.logs import logger
 from runtime.postgres import UNREACHABLE, Pool, open_pool
+from runtime.readiness import Notifier
 from runtime.redis import connect
 from runtime.settings import Settings
 from runtime.version import VERSION
 from workers.board import Board, Started
 from workers.runner import STOP_GRACE_S
-from workers.slots import SlotConfig
+from workers.slots import READY, SlotConfig
 from workers.sweeper import Sweeper
 from workers.topology import SlotPlan, plan_slots, thread_environment
 
@@ -88,11 +90,18 @@ class Supervisor:
         self._kinds = kinds
         self._id = uuid7()
         self._slots: dict[SlotId, Slot] = {}
+        self._not_ready: set[SlotPlan] = set()
+        self._notifier = Notifier()
         self._stopping = anyio.Event()
         self._beat_ok_at = time.monotonic()
 
-    async def run(self, plans: Sequence[SlotPlan]) -> None:
-        """Keep one process a plan until SIGTERM or SIGINT, then drain; a second signal kills."""
+    async def run(self, plans: Sequence[SlotPlan], notifier: Notifier) -> None:
+        """Keep one process a plan until SIGTERM or SIGINT, then drain; a second signal kills.
+
+        Ready once every slot has been ready.
+        """
+        self._not_ready.update(plans)
+        self._notifier = notifier
         async with anyio.create_task_group() as helpers:
             helpers.start_soon(self._obey_signals)
             helpers.start_soon(self._end_overdue_drain)
@@ -119,6 +128,7 @@ class Supervisor:
             except UNREACHABLE as error:
                 log.warning("slot_start_waits", pool=plan.pool, error=str(error))
             else:
+                await self._hear(slot)
                 await slot.process.wait()
                 await self._bury(slot)
             if time.monotonic() - began > START_S:
@@ -170,6 +180,16 @@ class Supervisor:
                 env=_environment(self._settings, len(plan.cpus)),
             )
         return Slot(plan, slot_id, process, board, ours)
+
+    async def _hear(self, slot: Slot) -> None:
+        """Return when the slot is ready, or has ended before."""
+        await anyio.wait_readable(slot.control)
+        with suppress(ConnectionResetError):
+            if slot.control.recv(len(READY)) != READY:
+                return
+            self._not_ready.discard(slot.plan)
+            if not self._not_ready:
+                self._notifier.ready()
 
     async def _bury(self, slot: Slot) -> None:
         """Declare a dead slot dead and put its jobs back, however long Postgres takes to answer."""
@@ -304,14 +324,14 @@ def _environment(settings: Settings, cores: int) -> dict[str, str]:
     }
 
 
-async def run_supervisor(settings: Settings, pools: Sequence[str]) -> None:
+async def run_supervisor(settings: Settings, pools: Sequence[str], notifier: Notifier) -> None:
     """The role `xnai work POOL…`: keep the slots of these pools until told to stop."""
     kinds = load_kinds(settings.kinds)
     plans = [plan for plan in plan_slots(settings.pools) if plan.pool in pools]
     postgres = await open_pool(settings, role=f"work {' '.join(pools)}", size=POSTGRES_CONNECTIONS)
     redis = connect(settings)
     try:
-        await Supervisor(settings, postgres, redis, kinds).run(plans)
+        await Supervisor(settings, postgres, redis, kinds).run(plans, notifier)
     finally:
         with anyio.move_on_after(1, shield=True):
             await postgres.close()

@@ -9,6 +9,8 @@ import sys
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
+from runtime.readiness import Notifier
+
 
 class _Healthy(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
@@ -26,8 +28,12 @@ def main() -> None:
         sys.exit(1)
     signal.signal(signal.SIGTERM, signal.SIG_IGN if role == "stubborn" else _leave)
     Path(os.environ["XNAI_DATA_DIR"], f"{role}.pid").write_text(str(os.getpid()))
+    notifier = Notifier.from_environment()
     if role == "serve":
-        HTTPServer(("127.0.0.1", int(os.environ["XNAI_PORT"])), _Healthy).serve_forever()
+        with HTTPServer(("127.0.0.1", int(os.environ["XNAI_PORT"])), _Healthy) as server:
+            notifier.ready()
+            server.serve_forever()
+    notifier.ready()
     while True:
         signal.pause()
 
