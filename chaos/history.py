@@ -1,6 +1,7 @@
 """What was seen and what is left after a run: plain facts, which `chaos.checker` judges.
 
-A client keeps its own log, since a store cannot tell what it has lost. No SQL and no verdicts here.
+`chaos.collect` reads those of the stores. A client keeps its own log, since a store cannot tell
+what it has lost. No SQL and no verdicts here.
 """
 
 from collections.abc import Mapping
@@ -18,12 +19,16 @@ type CallbackPlace = Literal["outbox", "delivered", "dead"]
 
 @dataclass(frozen=True, slots=True)
 class AcceptedJob:
-    """A job that was answered with 202 (or 200, deduplicated); `at`: when the answer was read."""
+    """A job that was answered with 202 (or 200, deduplicated); `at`: when the answer was read.
+
+    `has_effect`: its success must have left an Effect.
+    """
 
     id: UUID
     at: datetime
     idempotency_key: str | None = None
     depends_on: tuple[UUID, ...] = ()
+    has_effect: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,15 +83,13 @@ class LimitSet:
 class ReceivedWebhook:
     """A request that reached the receiver.
 
-    `subject` is the id of the job or batch that it tells of, `url` as registered.
+    `subject` is the id of the job or batch that it tells of.
     """
 
     webhook_id: UUID
     type: str
-    subject: UUID
-    url: str
+    subject: UUID | None
     is_signed: bool
-    run: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -263,9 +266,10 @@ class StoredCallback:
     place: CallbackPlace
     type: str
     url: str
+    occurred_at: datetime
     subject: UUID | None
     run: int | None = None
-    is_endpoint: bool = False
+    endpoint_id: UUID | None = None
 
 
 @dataclass(frozen=True, slots=True)

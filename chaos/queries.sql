@@ -1,0 +1,103 @@
+-- Everything that the stores say, read whole and in one snapshot after a run. Nothing here is for a hot path.
+
+-- name: all_jobs
+-- Live and terminal ones, with every narrow row of a live one.
+SELECT j.id, j.tenant_id, NULL AS ended_as, j.created_at, j.max_attempts, j.attempt, j.failures,
+    array_remove(ARRAY[
+        CASE WHEN r.job_id IS NOT NULL THEN 'ready' END,
+        CASE WHEN p.job_id IS NOT NULL THEN 'parked' END,
+        CASE WHEN h.job_id IS NOT NULL THEN 'held' END], NULL) AS places,
+    h.slot_id, h.token, h.attempt AS held_attempt, p.reason, j.pending_parents,
+    NULL::timestamptz AS started_at, NULL::timestamptz AS finished_at, NULL AS xid, j.unique_key, j.unique_until,
+    j.concurrency_key, j.batch_id, j.parent_id, j.lineage, j.schedule_id, j.callback_url
+FROM jobs AS j
+LEFT JOIN ready AS r ON r.job_id = j.id
+LEFT JOIN parked AS p ON p.job_id = j.id
+LEFT JOIN held AS h ON h.job_id = j.id
+UNION ALL
+SELECT id, tenant_id, state, created_at, max_attempts, attempt, failures, '{}', NULL, NULL, NULL, NULL, 0, started_at,
+    finished_at, xid::text, unique_key, unique_until, concurrency_key, batch_id, parent_id, lineage, schedule_id,
+    callback_url
+FROM history;
+
+-- name: orphans
+SELECT place, job_id FROM (
+    SELECT 'ready' AS place, job_id FROM ready
+    UNION ALL SELECT 'parked', job_id FROM parked
+    UNION ALL SELECT 'held', job_id FROM held
+) AS narrow WHERE NOT EXISTS (SELECT 1 FROM jobs WHERE id = narrow.job_id);
+
+-- name: all_attempts
+SELECT job_id, attempt, outcome, finished_at FROM attempts ORDER BY job_id, attempt, finished_at;
+
+-- name: all_events
+SELECT xid::text AS xid, at, type, job_id, batch_id, settled, (data ->> 'run')::int AS run FROM events
+WHERE type LIKE 'job.%' OR type LIKE 'batch.%' ORDER BY events.xid, n;
+
+-- name: all_families
+SELECT job_id, open, total, succeeded, failed, cancelled, settled_at IS NOT NULL AS is_settled FROM families;
+
+-- name: all_dependencies
+SELECT parent_id, job_id FROM dependencies;
+
+-- name: all_limits
+SELECT tenant_id, key, concurrency, in_use FROM limits;
+
+-- name: all_unique_keys
+SELECT tenant_id, key, job_id, until FROM unique_keys;
+
+-- name: all_batches
+SELECT * FROM counted_batches;
+
+-- name: all_requests
+SELECT key, body FROM idempotency_keys WHERE status BETWEEN 200 AND 299;
+
+-- name: all_callbacks
+SELECT id, 'outbox' AS place, type, url, occurred_at, data, endpoint_id FROM outbox
+UNION ALL
+SELECT id, state, type, url, occurred_at, data, endpoint_id FROM deliveries;
+
+-- name: all_slots
+SELECT id, ended_at FROM slots;
+
+-- name: clear_effect
+-- An attempt that runs after a lost one replaces what that one wrote: under the fence, nobody else writes it now.
+DELETE FROM chaos_effects WHERE job_id = $1;
+
+-- name: write_effect
+INSERT INTO chaos_effects (job_id, token, attempt) VALUES ($1, $2, $3);
+
+-- name: lasting_effects
+-- An effect counts once its job has succeeded; a second row counts always.
+SELECT e.job_id, e.token, e.attempt
+FROM chaos_effects AS e
+LEFT JOIN history AS h ON h.id = e.job_id
+LEFT JOIN jobs AS j ON j.id = e.job_id
+WHERE (h.state = 'succeeded' AND j.id IS NULL)
+    OR (SELECT count(*) FROM chaos_effects AS other WHERE other.job_id = e.job_id) > 1;
+
+-- name: remaining_work
+-- What has yet to happen before a run is over: live jobs, and callbacks that are due before the run ends.
+SELECT (SELECT count(*) FROM jobs) AS live,
+    (SELECT count(*) FROM batches WHERE state = 'running') AS batches,
+    (SELECT count(*) FROM outbox WHERE due_at < clock_timestamp() + interval '10 seconds') AS callbacks;
+
+-- name: drained
+-- How many jobs of a batch have ended, and the seconds from its acceptance to the last end.
+SELECT count(*) AS jobs, coalesce(extract(epoch FROM max(finished_at) - min(created_at)), 0)::float8 AS seconds
+FROM history WHERE batch_id = $1;
+
+-- name: terminate_backends
+-- Every connection of the product's, whatever it does now; chaos itself keeps its own.
+SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity
+WHERE datname = current_database() AND application_name LIKE 'xnai %' AND pid <> pg_backend_pid()
+    AND application_name <> 'xnai chaos';
+
+-- name: first_finish_since
+-- When the first job that was accepted after a moment was finished: the stack served again by then.
+SELECT extract(epoch FROM min(finished_at) - $1)::float8 FROM history WHERE created_at >= $1;
+
+-- name: start_waits
+-- Seconds from when a job could have started to when its last attempt did, for jobs that nothing held back.
+SELECT extract(epoch FROM started_at - created_at)::float8 FROM history
+WHERE started_at IS NOT NULL AND run_at <= created_at AND attempt = 1 AND concurrency_key IS NULL AND parent_id IS NULL;

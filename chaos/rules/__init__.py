@@ -1,0 +1,1 @@
+"""The promises, one function each, by what they are about. Pure."""
