@@ -82,12 +82,12 @@ def create_app(settings: Settings) -> FastAPI:
         redoc_url=None,
         redirect_slashes=False,
         separate_input_output_schemas=False,
-        generate_unique_id_function=lambda route: route.name,
     )
-    routers = [health.router, *(resource.router for resource in _RESOURCES)]
-    for router in routers:
-        app.include_router(router)
-    translations.install(app, [route for router in routers for route in router.routes])
+    routers = [*(resource.router for resource in _RESOURCES), health.router]
+    routes = [route for router in routers for route in router.routes]
+    # Not include_router: an included route builds its handler anew for every request.
+    app.router.routes.extend(routes)
+    translations.install(app, routes)
     openapi.install(app, kinds)
     app.add_middleware(Authentication)
     app.add_middleware(Hardening)

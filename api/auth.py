@@ -14,7 +14,6 @@ from typing import Annotated, cast
 from uuid import UUID
 
 from fastapi import Depends, Request
-from fastapi.security import HTTPBearer
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from api import keys
@@ -28,14 +27,6 @@ TRUST_S = 5.0
 ACQUIRE_TIMEOUT_S = 5.0
 CACHE_ENTRIES_MAX = 10_000
 _HEADER_BYTES_MAX = 512
-
-# Declares the scheme in the OpenAPI document; the work is done before routing, by Authentication.
-bearer = HTTPBearer(
-    scheme_name="ApiKey",
-    bearerFormat="xnai_PREFIX_SECRET",
-    description="An API key, as `xnai keys create` shows it once.",
-    auto_error=False,
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +148,7 @@ def _bearer_token(header: str | None) -> str:
 
 
 def _requires(role: Role) -> object:
-    def check(request: Request, _: Annotated[object, Depends(bearer)]) -> Principal:
+    async def check(request: Request) -> Principal:
         principal = cast("Principal", request.scope["state"]["principal"])
         if principal.role < role:
             detail = (

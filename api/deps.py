@@ -73,8 +73,11 @@ class Services:
         self.announcer.changed(tenant_id, (), finished)
 
 
-def services_of(request: Request) -> Services:
-    """The services of the application that answers the request."""
+async def services_of(request: Request) -> Services:
+    """The services of the application that answers the request.
+
+    Not a plain function: FastAPI would hand it to a thread, which costs as much as a submission.
+    """
     return cast("Services", request.app.state.services)
 
 

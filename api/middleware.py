@@ -5,21 +5,22 @@ out.
 import time
 from urllib.parse import unquote_to_bytes
 
-from starlette.datastructures import MutableHeaders
+from prometheus_client import Counter, Histogram
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.errors import Problem, ProblemType, invalid
 from runtime import metrics
 
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
-_HEADERS = {
-    "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",
-    "X-Frame-Options": "DENY",
-    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
-    "Cross-Origin-Resource-Policy": "same-origin",
-    "Cache-Control": "no-store",
-}
+# As ASGI has them: names in lower case.
+_HEADERS = (
+    (b"x-content-type-options", b"nosniff"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"x-frame-options", b"DENY"),
+    (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),
+    (b"cross-origin-resource-policy", b"same-origin"),
+    (b"cache-control", b"no-store"),
+)
 
 
 class Measurement:
@@ -30,6 +31,18 @@ class Measurement:
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
+        # Bounded by the methods, the routes' templates and the statuses that there are.
+        self._known: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
+
+    def _recorders(self, method: str, route: str, status: int) -> tuple[Counter, Histogram]:
+        """The two metrics with these labels; looking labels up costs more than recording."""
+        known = self._known.get((method, route, status))
+        if known is None:
+            known = self._known[method, route, status] = (
+                metrics.HTTP_REQUESTS.labels(method=method, route=route, status=str(status)),
+                metrics.HTTP_DURATION.labels(method=method, route=route),
+            )
+        return known
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on and record it once its answer begins."""
@@ -43,10 +56,9 @@ class Measurement:
                 method = scope["method"] if scope["method"] in _METHODS else "other"
                 # Only templates become labels: a client could make any number of paths.
                 route = getattr(scope.get("route"), "path", None) or "none"
-                status = str(message["status"])
-                metrics.HTTP_REQUESTS.labels(method=method, route=route, status=status).inc()
-                took_s = time.perf_counter() - began
-                metrics.HTTP_DURATION.labels(method=method, route=route).observe(took_s)
+                counted, timed = self._recorders(method, route, message["status"])
+                counted.inc()
+                timed.observe(time.perf_counter() - began)
             await send(message)
 
         await self._app(scope, receive, send_measured)
@@ -66,10 +78,9 @@ class Hardening:
 
         async def send_hardened(message: Message) -> None:
             if message["type"] == "http.response.start":
-                headers = MutableHeaders(raw=message["headers"])
-                for name, value in _HEADERS.items():
-                    headers.setdefault(name, value)
-                message["headers"] = headers.raw
+                headers = message["headers"]
+                present = {name for name, _ in headers}
+                message["headers"] = [*headers, *(h for h in _HEADERS if h[0] not in present)]
             await send(message)
 
         problem = _unreadable(scope)
@@ -80,6 +91,8 @@ class Hardening:
 def _unreadable(scope: Scope) -> Problem | None:
     """The path and the query as bytes must decode: the server has replaced what does not."""
     for place, raw in (("path", scope.get("raw_path") or b""), ("query", scope["query_string"])):
+        if b"%" not in raw and raw.isascii():
+            continue
         plain = unquote_to_bytes(raw)
         try:
             plain.decode()

@@ -26,6 +26,15 @@ _EVERYWHERE = (
     ProblemType.UNAVAILABLE,
 )
 _WITH_BODY = (ProblemType.TOO_LARGE, ProblemType.MEDIA_TYPE)
+# Not FastAPI's HTTPBearer: every request would solve it again, after Authentication has done the work.
+_SECURITY = {
+    "ApiKey": {
+        "type": "http",
+        "scheme": "bearer",
+        "bearerFormat": "xnai_PREFIX_SECRET",
+        "description": "An API key, as `xnai keys create` shows it once.",
+    }
+}
 _BODY_MODELS: dict[str, type[BaseModel]] = {}
 
 
@@ -114,6 +123,7 @@ def _build(app: FastAPI, kinds: KindRegistry) -> Json:
     for name, schema in extra["$defs"].items():
         schemas.setdefault(name, schema)
     schemas["JobRequest"] = _by_kind(schemas, kinds)
+    found["components"]["securitySchemes"] = _SECURITY
     for path, operations in found["paths"].items():
         for operation in operations.values():
             _complete(path, operation)
@@ -126,6 +136,7 @@ def _complete(path: str, operation: Json) -> None:
         del responses["422"]
     if not path.startswith("/v1"):
         return
+    operation["security"] = [{name: [] for name in _SECURITY}]
     for type_ in (*_EVERYWHERE, *(_WITH_BODY if "requestBody" in operation else ())):
         responses.setdefault(str(int(type_.status)), _problem_response(type_))
     operation["responses"] = dict(sorted(responses.items()))

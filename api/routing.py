@@ -77,7 +77,12 @@ class StrictRoute(APIRoute):
 
 def router(tag: str) -> APIRouter:
     """A router of one resource under /v1."""
-    return APIRouter(prefix="/v1", tags=[tag], route_class=StrictRoute)
+    return APIRouter(
+        prefix="/v1",
+        tags=[tag],
+        route_class=StrictRoute,
+        generate_unique_id_function=lambda route: route.name,
+    )
 
 
 def _is_list(field: Any) -> bool:  # noqa: ANN401 - FastAPI's ModelField is not public

@@ -17,7 +17,7 @@ from runtime.postgres import Connection
 from runtime.sql import load_queries
 from runtime.version import VERSION
 
-router = APIRouter(tags=["health"])
+router = APIRouter(tags=["health"], generate_unique_id_function=lambda route: route.name)
 
 QUERIES = load_queries("api")
 CHECK_TIMEOUT_S = 2.0
