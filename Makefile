@@ -5,7 +5,8 @@ UV_VERSION := 0.13.9
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev demo run test check format types docs docs-check mkdocs-serve lock hooks clean
+.PHONY: help setup setup-dev demo run test check format types docs docs-check mkdocs-serve lock hooks clean \
+	bench bench-queue
 
 help:  ## list every target
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -45,6 +46,11 @@ mkdocs-serve: setup  ## serve the documentation on http://127.0.0.1:8001 while i
 
 lock: setup  ## resolve the dependencies anew and write the requirements*.txt locks
 	@$(BIN)/python tools/lock.py --uv-version $(UV_VERSION) $(ARGS)
+
+bench: bench-queue  ## all benchmarks
+
+bench-queue: setup-dev  ## our queue beside its peers on the same servers; ARGS="--quick" takes two minutes
+	@$(BIN)/python -m bench.queue $(ARGS)
 
 hooks: setup-dev  ## install the pre-commit hooks into this checkout
 	$(BIN)/pre-commit install

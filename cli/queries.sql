@@ -71,3 +71,25 @@ BEGIN
     UPDATE webhook_cursor SET xid = '4';
 END
 $$;
+
+-- name: done_by_slot
+-- What each slot has recorded of a trial's batches: read from the counters, so that looking costs the trial nothing.
+SELECT writer, sum(succeeded + failed + cancelled)::int8 AS done
+FROM batch_counts WHERE succeeded + failed + cancelled > 0 GROUP BY writer ORDER BY writer;
+
+-- name: drained_ledger
+-- Everything that recording a job writes, counted over the whole database of a trial.
+SELECT h.*, e.*, l.live, c.counted
+FROM (
+    SELECT count(*) AS jobs, count(DISTINCT id) AS distinct_jobs, count(*) FILTER (WHERE state = 'succeeded') AS succeeded
+    FROM history
+) AS h
+CROSS JOIN (
+    SELECT count(*) AS events, count(DISTINCT job_id) AS distinct_events
+    FROM events WHERE type = 'job.succeeded' AND settled
+) AS e
+CROSS JOIN (SELECT coalesce(sum(succeeded), 0)::int8 AS counted FROM batch_counts) AS c
+CROSS JOIN (
+    SELECT (SELECT count(*) FROM jobs) + (SELECT count(*) FROM ready) + (SELECT count(*) FROM held)
+        + (SELECT count(*) FROM parked) AS live
+) AS l;

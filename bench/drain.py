@@ -1,0 +1,77 @@
+"""How fast no-op jobs are accepted and run, and what a job costs in processor time and bytes of
+logs.
+"""
+
+import time
+
+from bench.bed import Bed, BenchError
+from bench.measure import aof_bytes, cpu_seconds, wal_bytes
+from bench.results import Result
+from bench.systems import OURS, System
+from cli import trial
+
+SINGLE_JOBS = 2000
+
+
+async def measure_single(bed: Bed, system: System, scale: float) -> list[Result]:
+    """One caller that enqueues one job after the other."""
+    await bed.clean(system)
+    count = int(SINGLE_JOBS * scale)
+    took = await bed.produce(system, "single", count=count)
+    rate = count / took["seconds"]
+    return [Result("enqueue one by one", system.name, rate, "jobs/s")]
+
+
+async def measure_drain(bed: Bed, system: System, workers: int, scale: float) -> list[Result]:
+    """Enqueue with no worker alive, then start the workers and watch them empty the queue."""
+    await bed.clean(system)
+    jobs = max(500, int(system.jobs * scale))
+    wal, aof = await wal_bytes(bed.admin), await aof_bytes(bed.redis)
+    took = await bed.produce(system, "bulk", kind="probe", count=jobs, chunk=system.chunk)
+    await bed.analyze(system)
+    found = [Result("enqueue in bulk", system.name, jobs / took["seconds"], "jobs/s")]
+    if system.chunk == 1:
+        found.clear()
+    drained, cpu_s = await _watch(bed, system, workers, jobs)
+    wal = await wal_bytes(bed.admin) - wal
+    aof = await aof_bytes(bed.redis) - aof
+    settings = {"workers": workers}
+    return [
+        *found,
+        Result("drain", system.name, drained.jobs_per_s, "jobs/s", settings),
+        Result("processor time", system.name, cpu_s / drained.jobs * 1e6, "µs a job", settings),
+        Result("WAL", system.name, wal / jobs, "bytes a job", settings),
+        Result("append-only file", system.name, aof / jobs, "bytes a job", settings),
+    ]
+
+
+async def _watch(bed: Bed, system: System, workers: int, jobs: int) -> tuple[trial.Drained, float]:
+    """The drain, and the processor time of workers and servers while it was measured."""
+    cpu: list[float] = []
+    async with bed.workers(system, workers) as running:
+        pids = [*running.pids, *bed.server_pids]
+
+        async def begin() -> None:
+            cpu.append(cpu_seconds(pids))
+
+        if system is OURS:
+            connection = await bed.look_at_ledger()
+            try:
+                drained = await trial.drain(
+                    lambda: trial.sample(connection), jobs=jobs, slots=workers, on_begin=begin
+                )
+                spent = cpu_seconds(pids) - cpu[0]
+                await trial.assert_recorded(connection, jobs=jobs)
+            finally:
+                await connection.close()
+            return drained, spent
+        drained = await trial.drain(lambda: _sample(bed), jobs=jobs, slots=workers, on_begin=begin)
+        spent = cpu_seconds(pids) - cpu[0]
+    missing = sum(not bed.stamps.started_ns(number) for number in range(jobs))
+    if missing:
+        raise BenchError(f"{system.name}: {missing} of {jobs} jobs never ran")
+    return drained, spent
+
+
+async def _sample(bed: Bed) -> trial.Sample:
+    return trial.Sample(time.monotonic(), tuple(n for n in bed.stamps.done() if n))

@@ -1,0 +1,24 @@
+-- name: wal_position
+SELECT pg_current_wal_insert_lsn() - '0/0'::pg_lsn;
+
+-- name: durability
+-- What the run prints, so that nobody has to believe that commits were synchronous.
+SELECT name, setting FROM pg_settings
+WHERE name IN ('fsync', 'synchronous_commit', 'full_page_writes', 'wal_level', 'shared_buffers', 'server_version',
+    'data_checksums')
+ORDER BY name;
+
+-- name: drop_database_statement
+-- Names cannot be parameters of the statement itself.
+SELECT format('DROP DATABASE IF EXISTS %I WITH (FORCE)', $1::text);
+
+-- name: create_database_statement
+SELECT format('CREATE DATABASE %I OWNER %I TEMPLATE %I', $1::text, $2::text, $3::text);
+
+-- name: checkpoint
+-- Each repetition then pays for its own full page images, and for none of another's.
+CHECKPOINT;
+
+-- name: analyze
+-- After the enqueue: nobody's plan is a guess about a table that was empty a second ago.
+ANALYZE;

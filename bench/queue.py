@@ -1,0 +1,126 @@
+"""`make bench-queue`: our queue beside its peers, on the same servers, in one run.
+
+Repetitions are interleaved (A B C A B C), so that a machine that slows down slows everybody; what
+is kept is the median. `--continue` adds a slice to the results of the last run.
+"""
+
+import argparse
+import sys
+import time
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import anyio
+
+from bench import drain, environments, report
+from bench.bed import Bed, open_bed
+from bench.measure import QUERIES
+from bench.results import Book, Result
+from bench.systems import OURS, PEERS, System
+
+PARTS = ("enqueue", "drain", "latency", "load", "rescue", "flush")
+# What --quick leaves out of a repetition, and how many there are.
+QUICK_SCALE = 0.2
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What one run measures."""
+
+    parts: tuple[str, ...]
+    systems: tuple[System, ...]
+    repetitions: int
+    scale: float
+    continues: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One measurement of one system."""
+
+    name: str
+    measure: Callable[[Bed], Awaitable[list[Result]]]
+
+
+def main() -> None:
+    """Measure, print the table, write the files."""
+    plan = _plan(sys.argv[1:])
+    for system in plan.systems:
+        if system is not OURS:
+            environments.interpreter(system.environment)
+    anyio.run(_run, plan)
+
+
+def _plan(arguments: Sequence[str]) -> Plan:
+    parser = argparse.ArgumentParser(prog="make bench-queue", description=__doc__)
+    names = [system.name for system in (OURS, *PEERS)]
+    parser.add_argument("--part", action="append", choices=PARTS, help="default: all of them")
+    parser.add_argument("--system", action="append", choices=names, help="default: all of them")
+    parser.add_argument("--repeat", type=int, default=3, help="repetitions (default 3)")
+    parser.add_argument("--quick", action="store_true", help="two minutes: short, once")
+    parser.add_argument(
+        "--continue", action="store_true", dest="continues", help="add to the last run's results"
+    )
+    chosen = parser.parse_args(arguments)
+    wanted = chosen.system or names
+    return Plan(
+        tuple(chosen.part or PARTS),
+        tuple(system for system in (OURS, *PEERS) if system.name in wanted),
+        1 if chosen.quick else chosen.repeat,
+        QUICK_SCALE if chosen.quick else 1.0,
+        chosen.continues,
+    )
+
+
+async def _run(plan: Plan) -> None:
+    book = Book("queue", continues=plan.continues)
+    async with open_bed() as bed:
+        await _describe(bed)
+        for repetition in range(plan.repetitions):
+            for step in _steps(plan):
+                began = time.monotonic()
+                results = await step.measure(bed)
+                book.add(results)
+                _say(f"{repetition + 1}/{plan.repetitions} {step.name}", results, began)
+    report.show(book.close())
+
+
+def _steps(plan: Plan) -> Iterator[Step]:
+    """One repetition: each part over all systems, before the next part."""
+    if "enqueue" in plan.parts:
+        for system in plan.systems:
+            yield Step(
+                f"{system.name} enqueue",
+                partial(drain.measure_single, system=system, scale=plan.scale),
+            )
+    if "drain" in plan.parts:
+        for workers in (1, 2):
+            for system in plan.systems:
+                yield Step(
+                    f"{system.name} drain by {workers}",
+                    partial(drain.measure_drain, system=system, workers=workers, scale=plan.scale),
+                )
+
+
+async def _describe(bed: Bed) -> None:
+    rows = await bed.admin.fetch(QUERIES["durability"])
+    server = await bed.redis.info("server")
+    policy = await bed.redis.config_get("append*")
+    for line in report.machine():
+        sys.stdout.write(f"{line}\n")
+    sys.stdout.write("PostgreSQL: " + ", ".join(f"{r['name']}={r['setting']}" for r in rows) + "\n")
+    version = server.get("valkey_version") or server["redis_version"]
+    shown = f"appendonly={policy['appendonly']}, appendfsync={policy['appendfsync']}"
+    sys.stdout.write(f"Valkey {version}: {shown}\n")
+    sys.stdout.flush()
+
+
+def _say(step: str, results: Sequence[Result], began: float) -> None:
+    values = ", ".join(f"{r.measure} {r.value:,.1f} {r.unit}" for r in results)
+    sys.stdout.write(f"{step} ({time.monotonic() - began:.1f} s): {values}\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()
