@@ -62,6 +62,7 @@ class BacklogGuard:
             try:
                 async with self._postgres.acquire(timeout=REFRESH_S) as connection:
                     found = await pools.list_pools(connection, self._kinds.pools, kinds=self._kinds)
+                    metrics.DEAD_LETTERS.set(await pools.dead_letters(connection))
             except POSTGRES_AWAY:
                 found = list(self._pools.values())
             took_s = time.monotonic() - began
@@ -78,3 +79,4 @@ def _show(found: list[pools.Pool]) -> None:
         metrics.QUEUE_DEPTH.labels(pool=pool.name, state="queued").set(pool.queued)
         metrics.QUEUE_DEPTH.labels(pool=pool.name, state="running").set(pool.running)
         metrics.QUEUE_OLDEST_AGE.labels(pool=pool.name).set(pool.oldest_s or 0.0)
+        metrics.POOL_PAUSED.labels(pool=pool.name).set(pool.paused_at is not None)

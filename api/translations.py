@@ -84,6 +84,7 @@ type Translation = Callable[[Any], Problem]  # each takes the error it stands be
 LEDGER: dict[type[Exception], Translation] = {
     ledger.JobNotFound: _not_found,
     ledger.BatchNotFound: _not_found,
+    ledger.OperationNotFound: _not_found,
     ledger.JobsRefused: _refused,
     ledger.BatchNotOpen: _conflict,
     ledger.StateConflict: _conflict,

@@ -96,6 +96,7 @@ class JobView(View):
     cancel_requested_at: datetime | None
     callback_url: str | None
     concurrency_key: str | None
+    discarded_at: datetime | None
     progress: ProgressView
     follow_ups: CountsView
     result: AnyJson

@@ -1,7 +1,8 @@
 """Errors of the job life cycle.
 
 LedgerError
-├── JobNotFound, BatchNotFound      no such id in this tenant
+├── JobNotFound, BatchNotFound,
+│   OperationNotFound               no such id in this tenant
 ├── JobsRefused                     some of the jobs to enqueue are invalid; names each
 ├── BatchNotOpen                    appending to a sealed batch
 ├── StateConflict                   the job's state does not allow the verb
@@ -35,6 +36,14 @@ class BatchNotFound(LedgerError):
     def __init__(self, batch_id: UUID) -> None:
         super().__init__(f"no batch {batch_id}")
         self.batch_id = batch_id
+
+
+class OperationNotFound(LedgerError):
+    """No bulk operation of this id in this tenant."""
+
+    def __init__(self, operation_id: UUID) -> None:
+        super().__init__(f"no operation {operation_id}")
+        self.operation_id = operation_id
 
 
 @dataclass(frozen=True, slots=True)

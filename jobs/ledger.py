@@ -12,14 +12,25 @@ itself. Locks are taken in one order everywhere: slot, jobs by id, families, key
 from jobs.cancel import cancel
 from jobs.change import change
 from jobs.claim import assert_held, claim
+from jobs.discard import discard
 from jobs.enqueue import enqueue, enqueue_follow_ups
 from jobs.promote import expire, promote_due
 from jobs.record import record
-from jobs.results import CancelResult, Ended, Expired, Ready, Recorded, Rescued, RetryResult
+from jobs.results import (
+    CancelResult,
+    DiscardResult,
+    Ended,
+    Expired,
+    Ready,
+    Recorded,
+    Rescued,
+    RetryResult,
+)
 from jobs.retry import retry
 
 __all__ = [
     "CancelResult",
+    "DiscardResult",
     "Ended",
     "Expired",
     "Ready",
@@ -30,6 +41,7 @@ __all__ = [
     "cancel",
     "change",
     "claim",
+    "discard",
     "enqueue",
     "enqueue_follow_ups",
     "expire",

@@ -22,12 +22,16 @@ QUERIES = load_queries("jobs")
 
 @dataclass(frozen=True, slots=True)
 class JobFilter:
-    """What a list holds; None: any."""
+    """What a list holds; None: any. `error_type` and `discarded` belong to the state failed, whose
+    list is that of the dead letters: the discarded ones are another list.
+    """
 
     kind: str | None = None
     state: JobState | None = None
     batch_id: UUID | None = None
     tag: str | None = None
+    error_type: str | None = None
+    discarded: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,23 +89,26 @@ async def list_jobs(
     return JobPage(jobs, cursors.after_id(jobs[-1].id) if len(rows) > limit else None)
 
 
-# The narrow table of a state leads to its jobs; dead letters have an index of their own.
+# The narrow table of a state leads to its jobs.
 _OF_STATE = {
     JobState.SCHEDULED: "list_scheduled",
     JobState.QUEUED: "list_queued",
     JobState.RUNNING: "list_running",
-    JobState.FAILED: "list_failed",
 }
 
 
 def _list_query(job_filter: JobFilter) -> tuple[str, tuple[object, ...]]:
+    state, error_type = job_filter.state, job_filter.error_type
     if job_filter.batch_id is not None:
-        return "list_batch", (job_filter.batch_id, job_filter.state)
-    if job_filter.state is None:
+        discarded = job_filter.discarded if state is JobState.FAILED else None
+        return "list_batch", (job_filter.batch_id, state, error_type, discarded)
+    if state is None:
         return "list_all", ()
-    if job_filter.state in _OF_STATE:
-        return _OF_STATE[job_filter.state], ()
-    return "list_finished", (job_filter.state,)
+    if state is JobState.FAILED and not job_filter.discarded:
+        return "list_failed", (error_type,)
+    if state in _OF_STATE:
+        return _OF_STATE[state], ()
+    return "list_finished", (state, error_type)
 
 
 async def attempts(connection: Connection, tenant_id: TenantId, job_id: UUID) -> list[Attempt]:
@@ -155,6 +162,7 @@ def job_from(row: asyncpg.Record) -> Job:
         slot_id=None if row["slot_id"] is None else SlotId(row["slot_id"]),
         callback_url=row["callback_url"],
         concurrency_key=row["concurrency_key"],
+        discarded_at=row["discarded_at"],
     )
 
 

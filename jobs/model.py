@@ -137,6 +137,7 @@ class Job:
     slot_id: SlotId | None = None
     callback_url: str | None = None
     concurrency_key: str | None = None
+    discarded_at: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,11 +13,14 @@ from runtime.postgres import Connection
 from runtime.sql import load_queries
 
 QUERIES = load_queries("jobs")
+_OPERATIONS = load_queries("jobs", "operations")
 
 # The drain rate is that of the last so many jobs, or of the last minute when there were fewer.
 _RATE_JOBS = 1000
 _RATE_WINDOW_S = 60.0
 _RETRY_AFTER_S_MAX = 300
+# Beyond so many the number changes nothing that anybody would do.
+DEAD_LETTERS_MAX = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +67,12 @@ async def list_pools(
         )
         for row in await connection.fetch(QUERIES["list_pools"], list(names))
     ]
+
+
+async def dead_letters(connection: Connection) -> int:
+    """Failed jobs that nobody has retried or discarded, counted up to DEAD_LETTERS_MAX."""
+    count: int = await connection.fetchval(_OPERATIONS["count_dead_letters"], DEAD_LETTERS_MAX)
+    return count
 
 
 async def _drained(connection: Connection, kinds: KindRegistry) -> defaultdict[str, float]:

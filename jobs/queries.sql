@@ -516,12 +516,12 @@ WITH gone AS MATERIALIZED (
     INSERT INTO jobs (
         id, tenant_id, kind, pool, payload, priority, run_at, sort_at, created_at, timeout_s, max_attempts, attempt,
         tags, custom_id, batch_id, parent_id, root_id, lineage, schedule_id, callback_url, unique_key, unique_until,
-        concurrency_key, on_parent_failure, has_family, last_error)
+        concurrency_key, on_parent_failure, has_family, last_error, revived_at)
     SELECT
         id, tenant_id, kind, pool, payload, priority, coalesce($1, now()),
         coalesce($1, now()) - priority * $4::float8 * interval '1 second', created_at, timeout_s, max_attempts, attempt,
         tags, custom_id, batch_id, parent_id, root_id, lineage, schedule_id, callback_url, unique_key, unique_until,
-        concurrency_key, on_parent_failure, has_family, error
+        concurrency_key, on_parent_failure, has_family, error, coalesce($1, now())
     FROM gone
     RETURNING *
 ), queued AS (
@@ -543,6 +543,11 @@ WITH locked AS MATERIALIZED (
 )
 UPDATE batches SET state = 'running', run = run + 1, finished_at = NULL
 WHERE id = ANY(ARRAY(SELECT id FROM locked WHERE state = 'finished'));
+
+-- name: discard
+-- The row stays; the index of dead letters lets it go.
+UPDATE history SET discarded_at = coalesce($4, now()), discarded_by = $3
+WHERE tenant_id = $1 AND id = ANY($2::uuid[]) AND state = 'failed' AND discarded_at IS NULL RETURNING id;
 
 -- name: lock_for_change
 SELECT priority, run_at, tags FROM jobs WHERE tenant_id = $1 AND id = $2 FOR UPDATE;
@@ -685,11 +690,11 @@ SELECT page.*, f.settled_at, f.total AS follow_total, f.scheduled AS follow_sche
 FROM page LEFT JOIN LATERAL (SELECT * FROM family_counts WHERE job_id = page.id OFFSET 0) AS f ON page.has_family ORDER BY page.id DESC;
 
 -- name: list_finished
--- Succeeded or cancelled.
+-- Succeeded or cancelled, or failed and discarded.
 WITH page AS MATERIALIZED (
     SELECT * FROM finished_jobs
     WHERE tenant_id = $1 AND id < $2 AND ($3::text IS NULL OR kind = $3) AND ($4::text IS NULL OR $4 = ANY(tags))
-    AND state = $6
+    AND state = $6 AND ($7::text IS NULL OR error ->> 'type' = $7) AND (state <> 'failed' OR discarded_at IS NOT NULL)
     ORDER BY id DESC LIMIT $5
 )
 SELECT page.*, f.settled_at, f.total AS follow_total, f.scheduled AS follow_scheduled, f.queued AS follow_queued,
@@ -698,11 +703,12 @@ SELECT page.*, f.settled_at, f.total AS follow_total, f.scheduled AS follow_sche
 FROM page LEFT JOIN LATERAL (SELECT * FROM family_counts WHERE job_id = page.id OFFSET 0) AS f ON page.has_family ORDER BY page.id DESC;
 
 -- name: list_failed
--- Dead letters: the condition is spelled out so that it matches their index in any plan.
+-- Dead letters: the condition is spelled out so that it matches their index in any plan. Discarded ones are
+-- no longer among them.
 WITH page AS MATERIALIZED (
     SELECT * FROM finished_jobs
     WHERE tenant_id = $1 AND id < $2 AND ($3::text IS NULL OR kind = $3) AND ($4::text IS NULL OR $4 = ANY(tags))
-    AND state = 'failed'
+    AND state = 'failed' AND discarded_at IS NULL AND ($6::text IS NULL OR error ->> 'type' = $6)
     ORDER BY id DESC LIMIT $5
 )
 SELECT page.*, f.settled_at, f.total AS follow_total, f.scheduled AS follow_scheduled, f.queued AS follow_queued,
@@ -719,7 +725,8 @@ WITH page AS MATERIALIZED (
         SELECT * FROM finished_jobs WHERE batch_id = $6
     ) AS own
     WHERE tenant_id = $1 AND id < $2 AND ($3::text IS NULL OR kind = $3) AND ($4::text IS NULL OR $4 = ANY(tags))
-    AND ($7::text IS NULL OR state = $7)
+    AND ($7::text IS NULL OR state = $7) AND ($8::text IS NULL OR error ->> 'type' = $8)
+    AND ($9::bool IS NULL OR (discarded_at IS NOT NULL) = $9)
     ORDER BY id DESC LIMIT $5
 )
 SELECT page.*, f.settled_at, f.total AS follow_total, f.scheduled AS follow_scheduled, f.queued AS follow_queued,
@@ -770,7 +777,8 @@ WHERE tenant_id = $1 AND id < $2 AND ($3::text IS NULL OR state = $3) ORDER BY i
 SELECT id FROM jobs WHERE batch_id = $1 AND id > $2 ORDER BY id LIMIT $3;
 
 -- name: unsuccessful_of_batch
-SELECT id FROM history WHERE batch_id = $1 AND id > $2 AND state IN ('failed', 'cancelled') ORDER BY id LIMIT $3;
+SELECT id FROM history WHERE batch_id = $1 AND id > $2 AND state IN ('failed', 'cancelled')
+AND discarded_at IS NULL ORDER BY id LIMIT $3;
 
 -- name: batch_results
 -- In the order of the transactions that finished them, below the oldest one still open: a reader skips nothing.

@@ -6,6 +6,7 @@ from uuid import UUID
 
 from jobs.model import ClaimedJob, SlotId
 from jobs.outcomes import Ending
+from jobs.states import JobState
 
 # What became claimable, by pool: announce it after the commit.
 type Ready = Mapping[str, tuple[UUID, ...]]
@@ -62,6 +63,16 @@ class RetryResult:
     key_taken: tuple[UUID, ...] = ()
     missing: tuple[UUID, ...] = ()
     ready: Ready = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class DiscardResult:
+    """What became of each id: discarded now, discarded before, no dead letter, or unknown."""
+
+    discarded: tuple[UUID, ...] = ()
+    before: tuple[UUID, ...] = ()
+    not_failed: Mapping[UUID, JobState] = field(default_factory=dict)
+    missing: tuple[UUID, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,7 @@ _AGED = (
     "prune_families",
     "prune_batches",
 )
+_OPERATIONS = load_queries("jobs", "operations")
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +52,8 @@ async def prune(
     counts = [_count(await connection.execute(QUERIES[query], days, limit, now)) for query in _AGED]
     counts.append(_count(await connection.execute(QUERIES["prune_unique_keys"], limit, now)))
     counts.append(_count(await connection.execute(QUERIES["prune_limits"], limit)))
+    step = await connection.execute(_OPERATIONS["prune_operations"], days, limit, now)
+    counts.append(_count(step))
     return Pruned(tuple(partitions), sum(counts), any(count >= limit for count in counts))
 
 

@@ -112,6 +112,7 @@ CREATE TABLE jobs (
     on_parent_failure    text NOT NULL DEFAULT 'cancel' CHECK (on_parent_failure IN ('run', 'cancel', 'fail')),
     cancel_requested_at  timestamptz,
     last_error           jsonb,
+    revived_at           timestamptz,
     CHECK ((unique_key IS NULL) = (unique_until IS NULL))
 );
 CREATE INDEX jobs_list ON jobs (tenant_id, id);
@@ -205,9 +206,12 @@ CREATE TABLE history (
     xid                  xid8 NOT NULL DEFAULT pg_current_xact_id(),
     result               jsonb,
     error                jsonb,
+    discarded_at         timestamptz,
+    discarded_by         text,
     PRIMARY KEY (tenant_id, id, finished_at)
 ) PARTITION BY RANGE (finished_at);
-CREATE INDEX history_dead ON history (tenant_id, id) WHERE state = 'failed';
+-- Dead letters. A discarded one keeps its row, and leaves this index.
+CREATE INDEX history_dead ON history (tenant_id, id) WHERE state = 'failed' AND discarded_at IS NULL;
 CREATE INDEX history_by_batch ON history (batch_id, id) WHERE batch_id IS NOT NULL;
 -- The results of a batch, read below pg_snapshot_xmin() like events: xid is who finished the job.
 CREATE INDEX history_results ON history (batch_id, xid, id) WHERE batch_id IS NOT NULL AND parent_id IS NULL;
@@ -318,6 +322,33 @@ CREATE TABLE outbox (
 );
 CREATE INDEX outbox_due ON outbox (due_at);
 
+-- One verb for every job that matched a filter when it was accepted, done in slices (docs/decisions/0021). `as_of` tells
+-- which terminal jobs there were then, `created_at` which live ones; `after_id`, where the next slice begins, is
+-- committed with the slice before it.
+CREATE TABLE operations (
+    id           uuid PRIMARY KEY,
+    tenant_id    int NOT NULL REFERENCES tenants (id),
+    action       text NOT NULL CHECK (action IN ('retry', 'cancel', 'discard')),
+    filter       jsonb NOT NULL,
+    actor        text NOT NULL,
+    state        text NOT NULL DEFAULT 'queued'
+                 CHECK (state IN ('queued', 'running', 'succeeded', 'failed', 'cancelled')),
+    created_at   timestamptz NOT NULL DEFAULT now(),
+    as_of        pg_snapshot NOT NULL DEFAULT pg_current_snapshot(),
+    after_id     uuid NOT NULL DEFAULT '00000000-0000-0000-0000-000000000000',
+    due_at       timestamptz NOT NULL DEFAULT now(),
+    expected     int,
+    done         int NOT NULL DEFAULT 0,
+    skipped      int NOT NULL DEFAULT 0,
+    failed       int NOT NULL DEFAULT 0,
+    started_at   timestamptz,
+    finished_at  timestamptz,
+    error        jsonb,
+    CHECK ((state IN ('queued', 'running')) = (finished_at IS NULL))
+);
+CREATE INDEX operations_list ON operations (tenant_id, id);
+CREATE INDEX operations_due ON operations (due_at) WHERE finished_at IS NULL;
+
 -- Partitions of one day each, [first, first + days). A partition that cannot be made because the default
 -- one already holds such rows is left out: the rows are kept, retention deletes them one by one.
 CREATE FUNCTION create_day_partitions(parent text, first date, days int) RETURNS int LANGUAGE plpgsql AS $$
@@ -388,7 +419,7 @@ SELECT
     coalesce(h.attempt, j.attempt) AS attempt, j.max_attempts,
     coalesce(p.run_at, j.run_at) AS run_at, j.created_at, h.claimed_at AS started_at, NULL::timestamptz AS finished_at,
     j.expires_at, j.cancel_requested_at, j.has_family, NULL::jsonb AS result, j.last_error AS error,
-    h.slot_id, j.callback_url, j.concurrency_key
+    h.slot_id, j.callback_url, j.concurrency_key, NULL::timestamptz AS discarded_at
 FROM jobs AS j
 LEFT JOIN held AS h ON h.job_id = j.id
 LEFT JOIN ready AS r ON r.job_id = j.id
@@ -399,7 +430,7 @@ CREATE VIEW finished_jobs AS
 SELECT
     id, tenant_id, kind, pool, state, NULL::text AS state_reason, payload, priority, tags, custom_id, batch_id,
     parent_id, root_id, schedule_id, attempt, max_attempts, run_at, created_at, started_at, finished_at, expires_at,
-    cancel_requested_at, has_family, result, error, slot_id, callback_url, concurrency_key
+    cancel_requested_at, has_family, result, error, slot_id, callback_url, concurrency_key, discarded_at
 FROM history;
 
 -- A family's descendants by state: terminal ones are counted, live ones are looked at.

@@ -86,6 +86,12 @@ QUEUE_DEPTH = _gauge(
 QUEUE_OLDEST_AGE = _gauge(
     "xnai_queue_oldest_age_seconds", "Wait of the oldest claimable job.", ["pool"], "mostrecent"
 )
+POOL_PAUSED = _gauge("xnai_pool_paused", "1 while a pool is paused.", ["pool"], "mostrecent")
+DEAD_LETTERS = _gauge(
+    "xnai_dead_letters",
+    "Failed jobs that nobody has retried or discarded, counted up to 10,000.",
+    mode="mostrecent",
+)
 SLOTS_BUSY = _gauge("xnai_slots_busy", "Slots with a job in hand.", ["pool"])
 SLOT_DEATHS = _counter("xnai_slot_deaths_total", "Slots that ended or were killed.", ["pool"])
 SCHEDULE_FIRES = _counter(

@@ -56,7 +56,7 @@ def test_decisions_that_sources_name_exist() -> None:
     files = [
         *sources(),
         *(ROOT / "migrations").glob("*.sql"),
-        *ROOT.glob("*/queries.sql"),
+        *ROOT.glob("[a-z]*/*.sql"),
         ROOT / "pyproject.toml",
     ]
     named = {number: path for path in files for number in DECISION.findall(path.read_text())}

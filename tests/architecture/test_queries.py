@@ -10,15 +10,20 @@ from tests.support.repository import PACKAGES, ROOT, sources
 
 pytestmark = pytest.mark.anyio
 
-OWNERS = [package for package in PACKAGES if (ROOT / package / "queries.sql").exists()]
+FILES = [
+    (package, path.stem)
+    for package in PACKAGES
+    for path in sorted((ROOT / package).glob("*.sql"))
+    if "-- name:" in path.read_text()
+]
 
 
-@pytest.mark.parametrize("package", OWNERS)
+@pytest.mark.parametrize(("package", "part"), FILES)
 async def test_queries_prepare_against_the_schema(
-    package: str, connection: "asyncpg.Connection[asyncpg.Record]"
+    package: str, part: str, connection: "asyncpg.Connection[asyncpg.Record]"
 ) -> None:
     refused = {}
-    for name, statement in load_queries(package).items():
+    for name, statement in load_queries(package, part).items():
         try:
             await connection.prepare(statement)
         except asyncpg.PostgresError as error:
@@ -26,10 +31,10 @@ async def test_queries_prepare_against_the_schema(
     assert refused == {}
 
 
-@pytest.mark.parametrize("package", OWNERS)
-def test_no_query_is_unused(package: str) -> None:
+@pytest.mark.parametrize(("package", "part"), FILES)
+def test_no_query_is_unused(package: str, part: str) -> None:
     text = "".join(path.read_text() for path in sources(package))
-    unused = [name for name in load_queries(package) if f'"{name}"' not in text]
+    unused = [name for name in load_queries(package, part) if f'"{name}"' not in text]
     assert unused == []
 
 
