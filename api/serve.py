@@ -3,6 +3,7 @@ proxy.
 """
 
 import errno
+import gc
 import signal
 import socket
 from collections.abc import Iterator
@@ -39,6 +40,7 @@ async def run_api(settings: Settings, notifier: Notifier | None = None) -> None:
         app = create_app(settings)
         # Entered here and not by uvicorn, so that an error of starting arrives as itself.
         async with app.router.lifespan_context(app):
+            _spare_the_collector()
             server = _Server(_config(app, settings), app, notifier or Notifier())
             async with anyio.create_task_group() as group:
                 group.start_soon(_stop_on_signal, server)
@@ -46,6 +48,14 @@ async def run_api(settings: Settings, notifier: Notifier | None = None) -> None:
                 log.info("listening", host=host, port=port)
                 await server.serve(sockets=[listener])
                 group.cancel_scope.cancel()
+
+
+def _spare_the_collector() -> None:
+    """Take what was imported out of the garbage collector's sight: it stays for ever, and looking
+    through it stops every request for 100 ms, more than once a second under load.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 async def _prepare(settings: Settings) -> None:
