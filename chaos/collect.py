@@ -166,7 +166,10 @@ def _callback(row: asyncpg.Record) -> StoredCallback:
 
 def _subject(body: bytes | None) -> UUID | None:
     """The id in a stored answer, if it is an object with one."""
-    answer = orjson.loads(body) if body else None
+    try:
+        answer = orjson.loads(body or b"null")
+    except orjson.JSONDecodeError:
+        return None
     return _as_id(answer.get("id")) if isinstance(answer, dict) else None
 
 

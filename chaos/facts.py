@@ -1,5 +1,6 @@
 """A history with its indexes: who ended when, who ran when. Built once, read by every rule."""
 
+import sys
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
@@ -44,7 +45,12 @@ class Facts:
         return Counter(retried.id for retried in self.log.retried)
 
     def lives_max(self, job: StoredJob) -> int:
-        """How often the job may have ended: once, and once more a retry of it or of its batch."""
+        """How often the job may have ended: once, and once more a retry of it or of its batch.
+
+        Who does not know everything that was asked for knows no bound.
+        """
+        if not self.log.is_complete:
+            return sys.maxsize
         batch_retries = self.retries[job.batch_id] if job.batch_id is not None else 0
         return 1 + self.retries[job.id] + batch_retries
 

@@ -33,7 +33,7 @@ class AcceptedJob:
 
 @dataclass(frozen=True, slots=True)
 class AcceptedBatch:
-    """A batch that was answered with 202, and how many jobs it was sent with (or appended)."""
+    """A batch that was answered with 202, and how many jobs it holds by its answers."""
 
     id: UUID
     at: datetime
@@ -62,10 +62,11 @@ class Cancelled:
 
 @dataclass(frozen=True, slots=True)
 class Retried:
-    """A retry of a job or of a whole batch that was asked for, answered or not."""
+    """A retry of a job or of a whole batch that was asked for; `at`: when its answer was read."""
 
     id: UUID
     asked_at: datetime
+    at: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +122,7 @@ class ClientLog:
     """What the clients, the receiver of webhooks and the handlers noted, each for itself.
 
     `receiver` is what the urls of webhooks that we receive begin with. `is_complete`: nobody else
-    submitted anything, so that an unknown job is an invention.
+    submitted or retried anything, so that an unknown job is an invention.
     """
 
     accepted: tuple[AcceptedJob, ...] = ()

@@ -17,7 +17,7 @@ def accepted_jobs_exist(facts: Facts) -> Iterator[Violation]:
 
 
 def accepted_batches_are_whole(facts: Facts) -> Iterator[Violation]:
-    """A batch holds the jobs that were accepted with it, unless `unique` left some out."""
+    """A batch holds as many jobs as were accepted with it."""
     known = {batch.id: batch for batch in facts.history.batches}
     sizes = Counter(job.batch_id for job in facts.history.jobs if job.parent_id is None)
     for accepted in facts.log.batches:

@@ -94,10 +94,8 @@ def unique_keys_are_let_go(facts: Facts) -> Iterator[Violation]:
     for job in facts.live:
         if job.unique_key is None or not _claims_its_key(job):
             continue
-        row = held.get((job.tenant_id, job.unique_key))
-        if row is None or row.job_id != job.id:
-            holder = "nobody" if row is None else f"job {row.job_id}"
-            detail = f"lives, and {holder} holds its key {job.unique_key!r}"
+        if (job.tenant_id, job.unique_key) not in held:
+            detail = f"lives, and nobody holds its key {job.unique_key!r}"
             yield Violation("unique-unheld", detail, (job.id,))
 
 

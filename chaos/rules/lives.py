@@ -31,15 +31,16 @@ def jobs_are_live_or_over(facts: Facts) -> Iterator[Violation]:
 def ends_are_told_once(facts: Facts) -> Iterator[Violation]:
     """One terminal event a life, written by the transaction that ended it."""
     for job in facts.ended:
-        told = [event.type for event in facts.ends[job.id] if event.xid == job.xid]
-        if told != [f"job.{job.state}"]:
-            detail = f"is {job.state}, and the transaction that ended it told {told or 'nothing'}"
+        types = {event.type for event in facts.ends[job.id] if event.xid == job.xid}
+        if types != {f"job.{job.state}"}:
+            told_of = ", ".join(sorted(types)) or "nothing"
+            detail = f"is {job.state}, and the transaction that ended it told {told_of}"
             yield Violation("end-untold", detail, (job.id,))
     for job in facts.jobs.values():
-        told_by = Counter(event.xid for event in facts.ends[job.id])
+        told = Counter(event.xid for event in facts.ends[job.id])
         lives = facts.lives_max(job) - (not job.is_terminal)
-        if len(told_by) > lives:
-            detail = f"ended {len(told_by)} times in at most {lives} lives"
+        if len(told) > lives or any(count > 1 for count in told.values()):
+            detail = f"ended {told.total()} times in {len(told)} transactions and {lives} lives"
             yield Violation("end-told-twice", detail, (job.id,))
 
 

@@ -9,7 +9,7 @@ from datetime import datetime
 from itertools import pairwise
 from uuid import UUID
 
-from chaos.facts import Facts
+from chaos.facts import NEVER, Facts
 from chaos.history import Effect, Run
 from chaos.violation import Violation
 from jobs.model import Token
@@ -105,13 +105,13 @@ def parents_end_first(facts: Facts) -> Iterator[Violation]:
 
 def cancelled_jobs_stay_cancelled(facts: Facts) -> Iterator[Violation]:
     """A job that was answered as cancelled never runs again unless it is retried."""
-    last_retry = _last_retry(facts)
+    retried = _last_retries(facts)
     for cancelled in facts.log.cancelled:
         job = facts.jobs.get(cancelled.id)
         if not cancelled.was_waiting or job is None:
             continue
-        retried_at = [last_retry.get(key) for key in (job.id, job.batch_id) if key is not None]
-        if any(at is not None and at >= cancelled.asked_at for at in retried_at):
+        over_at = [retried[key] for key in (job.id, job.batch_id) if key in retried]
+        if any(at >= cancelled.asked_at for at in over_at):
             continue
         later = [run.attempt for run in facts.runs[job.id] if run.began_at > cancelled.at]
         if job.state is not JobState.CANCELLED or later:
@@ -119,9 +119,12 @@ def cancelled_jobs_stay_cancelled(facts: Facts) -> Iterator[Violation]:
             yield Violation("cancel-undone", detail, (job.id,))
 
 
-def _last_retry(facts: Facts) -> dict[UUID, datetime]:
-    ordered = sorted(facts.log.retried, key=lambda retried: retried.asked_at)
-    return {retried.id: retried.asked_at for retried in ordered}
+def _last_retries(facts: Facts) -> dict[UUID | None, datetime]:
+    """Until when each job or batch may have been retried."""
+    found: dict[UUID | None, datetime] = {}
+    for retried in facts.log.retried:
+        found[retried.id] = max(retried.at or NEVER, found.get(retried.id, retried.asked_at))
+    return found
 
 
 def limits_hold_at_every_moment(facts: Facts) -> Iterator[Violation]:
