@@ -26,6 +26,10 @@ class NotReachableError(XnaiError):
     exit_code = EXIT_NOT_REACHABLE
 
 
+class PostgresAwayError(NotReachableError):
+    """Postgres cannot be reached, or the connection was lost; passes without a restart."""
+
+
 class MigrationError(XnaiError):
     """The database's schema cannot be brought to this version."""
 

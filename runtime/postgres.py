@@ -1,17 +1,20 @@
 """Opens connections to Postgres, all with the same guards; runs no query of anybody's.
 
 The timeouts make the server end what a stopped (SIGSTOP, partitioned) process holds: without them
-it could keep row locks for ever.
+it could keep row locks for ever. A server that stops answering ends nothing at all: so every wait
+of ours has its own end, too.
 """
 
+import logging
 import ssl
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, override
 
 import anyio
 import asyncpg
 import orjson
+from asyncpg.pool import PoolAcquireContext
 
-from runtime.errors import NotReachableError, SettingsError
+from runtime.errors import NotReachableError, PostgresAwayError, SettingsError
 
 if TYPE_CHECKING:
     from asyncpg.pool import PoolConnectionProxy
@@ -25,26 +28,50 @@ else:
     Connection = asyncpg.Connection
     Pool = asyncpg.Pool
 
+_log = logging.getLogger("asyncpg")
+# The pool's own retries of its one idle connection tell a whole traceback each; our loops tell of
+# the outage in a line.
+logging.getLogger("asyncpg.pool").setLevel(logging.ERROR)
+
 CONNECT_TIMEOUT_S = 10.0
 LOCK_TIMEOUT_S = 5.0
 STATEMENT_TIMEOUT_S = 30.0
 IDLE_IN_TRANSACTION_TIMEOUT_S = 5.0
 IDLE_CONNECTION_S = 10.0
 
-# What asyncpg raises while a server is down, starting, stopping, out of connections or of disk:
-# all of it passes without a restart of ours.
+# How long a pool waits for a free connection, and a release for its clean-up.
+ACQUIRE_TIMEOUT_S = 10.0
+# What the server's own statement_timeout has not ended by then, it will never answer.
+SILENCE_S = 5.0
+
+# Ends the connection, or refuses one: the server is down, starting, stopping or out of places.
+_GONE = (
+    asyncpg.PostgresConnectionError,
+    asyncpg.CannotConnectNowError,
+    asyncpg.AdminShutdownError,
+    asyncpg.CrashShutdownError,
+    asyncpg.IdleInTransactionSessionTimeoutError,
+    asyncpg.TooManyConnectionsError,
+)
+# Nobody's fault but the server's: what it interrupted is done again, and counts as no failure.
+OUTAGE = (
+    PostgresAwayError,
+    *_GONE,
+    asyncpg.InsufficientResourcesError,
+    asyncpg.PostgresSystemError,
+    asyncpg.ReadOnlySQLTransactionError,
+)
+# All that passes without a restart of ours: our loops wait, and try again.
 UNREACHABLE = (
     OSError,
     ssl.SSLError,
-    asyncpg.CannotConnectNowError,
-    asyncpg.ConnectionDoesNotExistError,
-    asyncpg.PostgresConnectionError,
-    asyncpg.TooManyConnectionsError,
-    asyncpg.DiskFullError,
-    asyncpg.AdminShutdownError,
-    asyncpg.CrashShutdownError,
+    *OUTAGE,
+    asyncpg.QueryCanceledError,
+    asyncpg.LockNotAvailableError,
+    asyncpg.TransactionRollbackError,
 )
 _JSONB_VERSION = b"\x01"
+_QUERIES_A_CONNECTION = 50_000
 _FIRST_PAUSE_S = 0.05
 _LONGEST_PAUSE_S = 1.0
 
@@ -53,15 +80,21 @@ async def open_pool(settings: "Settings", *, role: str, size: int) -> Pool:
     """Open a pool of at most `size` connections, waiting for a server that is still starting.
 
     Raises NotReachableError after `connect_timeout_s`. Connections are named `xnai ROLE` on the
-    server; jsonb columns are Python objects both ways.
+    server; jsonb columns are Python objects both ways. Every wait for the server ends, and whatever
+    ends the connection itself arrives as PostgresAwayError.
     """
     url = database_url(settings)
-    pool: Pool = asyncpg.create_pool(
+    pool: Pool = _BoundedPool(
         url,
         min_size=1,
         max_size=size,
+        max_queries=_QUERIES_A_CONNECTION,
+        loop=None,
+        connection_class=asyncpg.Connection,
+        record_class=asyncpg.Record,
         init=_set_codecs,
         timeout=CONNECT_TIMEOUT_S,
+        command_timeout=settings.statement_timeout_s + SILENCE_S,
         # A connection costs the server some 6 MB: after a burst, give them back soon.
         max_inactive_connection_lifetime=IDLE_CONNECTION_S,
         server_settings=_server_settings(
@@ -73,6 +106,58 @@ async def open_pool(settings: "Settings", *, role: str, size: int) -> Pool:
     return pool
 
 
+class _BoundedPool(asyncpg.Pool):
+    """A pool whose every wait has an end."""
+
+    @override
+    def acquire(self, *, timeout: float | None = None) -> "_Acquired":
+        """A connection for a block; PostgresAwayError when there is none within `timeout`."""
+        return _Acquired(self, ACQUIRE_TIMEOUT_S if timeout is None else timeout)
+
+
+class _Acquired(PoolAcquireContext):
+    """Tells the loss of the connection, in whatever words asyncpg tells it, as one error."""
+
+    __slots__ = ()
+
+    @override
+    async def __aenter__(self) -> "PoolConnectionProxy[asyncpg.Record]":
+        try:
+            return await super().__aenter__()
+        except TimeoutError as error:
+            size, most = self.pool.get_size(), self.pool.get_max_size()
+            message = (
+                f"no connection to Postgres within {self.timeout:g} s ({size} of {most} are open): "
+                "it does not answer, or all of them are in use"
+            )
+            raise PostgresAwayError(message) from error
+        except (OSError, *_GONE) as error:
+            raise _away(error) from error
+
+    @override
+    async def __aexit__(self, *exc: object) -> None:
+        _, error, _ = exc
+        is_lost = isinstance(error, _GONE) or _is_closed(error, self.connection)
+        try:
+            await super().__aexit__(*exc)
+        except (TimeoutError, *_GONE, asyncpg.InterfaceError) as failure:
+            # What the block did is committed or not: only the clean-up of the connection failed,
+            # and asyncpg has closed it for that.
+            _log.info("connection closed at its release: %s", failure)
+        if is_lost and isinstance(error, BaseException):
+            raise _away(error) from error
+
+
+def _is_closed(error: object, connection: "Connection | None") -> bool:
+    """Whether an error of asyncpg's own says no more than that the connection is gone."""
+    is_own = isinstance(error, asyncpg.InterfaceError)
+    return is_own and (connection is None or connection.is_closed())
+
+
+def _away(error: BaseException) -> PostgresAwayError:
+    return PostgresAwayError(f"Postgres is away: {str(error) or type(error).__name__}")
+
+
 async def connect(
     url: str, *, role: str, statement_timeout_s: float = STATEMENT_TIMEOUT_S
 ) -> "asyncpg.Connection[asyncpg.Record]":
@@ -81,6 +166,7 @@ async def connect(
         connection: asyncpg.Connection[asyncpg.Record] = await asyncpg.connect(
             url,
             timeout=CONNECT_TIMEOUT_S,
+            command_timeout=statement_timeout_s + SILENCE_S,
             server_settings=_server_settings(role, statement_timeout_s, LOCK_TIMEOUT_S),
         )
     except (*UNREACHABLE, asyncpg.InvalidAuthorizationSpecificationError) as error:

@@ -18,7 +18,7 @@ from jobs.model import ClaimedJob, JsonObject
 from jobs.outcomes import Cancelled, Completed, Ending, Failed, Problem, Released
 from runtime.groups import only_leaf
 from runtime.logs import logger
-from runtime.postgres import UNREACHABLE
+from runtime.postgres import OUTAGE
 from workers.run import Run, Services
 
 type Handler = Callable[[Run[BaseModel]], Awaitable[Completed | JsonObject | None]]
@@ -104,8 +104,8 @@ def _classify(error: BaseException, in_hand: InHand) -> Ending:  # noqa: PLR0911
             return Failed(Problem(error.type, str(error), retryable=False))
         case StaleToken():
             return Released("no longer held")
-        case _ if isinstance(error, UNREACHABLE):
-            return Released(f"database not reachable: {error}")
+        case _ if isinstance(error, OUTAGE):
+            return Released(f"Postgres was away: {error}")
         case MemoryError():
             return Failed(Problem("out_of_memory", "the handler ran out of memory", retryable=True))
         case _:
