@@ -6,7 +6,8 @@ import json
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator, Mapping, Sequence
+import time
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,14 +31,17 @@ from runtime.postgres import connect
 from runtime.settings import Settings
 
 TEMPLATE = "bench_template"
-DATABASE = "bench"
 JOBS_MAX = 600_000
+LANE_JOBS_MAX = 1000
 PRODUCE_MAX_S = 120.0
 READY_MAX_S = 30.0
+LAST_WORDS = 1500
+SETTLE_S = 5.0
+LOOK_S = 0.05
 
 
 class BenchError(Exception):
-    """The bench cannot go on; the message says which process failed, and where its log is."""
+    """A measurement failed; the message says which process, and what it said last."""
 
 
 @dataclass(slots=True)
@@ -74,12 +78,15 @@ class Bed:
     admin: "asyncpg.Connection[asyncpg.Record]"
     redis: Redis
     stamps: Stamps
+    # What several systems that run side by side may not share: a database in each server, and a
+    # file of stamps.
+    lane: int = 0
     _logs: int = field(default=0)
 
     @property
     def stamps_path(self) -> Path:
         """The file that all processes map."""
-        return self.folder / "stamps"
+        return self.folder / f"stamps-{self.lane}"
 
     @property
     def server_pids(self) -> list[int]:
@@ -88,26 +95,38 @@ class Bed:
 
     def url(self, system: System) -> str:
         """The address of a system's own database."""
-        address = self.servers.redis_url if system.server == "valkey" else _database(self.servers)
-        if address is None:
-            raise BenchError("the servers do not run")
-        return address
+        return self.redis_url if system.server == "valkey" else self.database_url
+
+    @property
+    def database_url(self) -> str:
+        """The database of this lane."""
+        return _with_path(self.servers.database_url, self.database)
+
+    @property
+    def redis_url(self) -> str:
+        """The logical database of this lane."""
+        return _with_path(self.servers.redis_url, str(self.lane))
+
+    @property
+    def database(self) -> str:
+        """The name of this lane's database."""
+        return f"bench_{self.lane}"
 
     def settings(self, slots: int) -> Settings:
         """Our own stack's settings on these servers."""
         return trial.trial_settings(
-            self.servers, slots=slots, kinds=("bench.kinds",), database_url=_database(self.servers)
-        )
+            self.servers, slots=slots, kinds=("bench.kinds",), database_url=self.database_url
+        ).model_copy(update={"redis_url": self.redis_url})
 
     async def clean(self, system: System) -> None:
-        """Empty both servers, and let the system make its schema."""
+        """Empty the lane, and let the system make its schema."""
         self.stamps.clear()
-        await self.redis.flushall()
+        await self.redis.flushdb()
         template = TEMPLATE if system is OURS else "template0"
-        drop = await self.admin.fetchval(QUERIES["drop_database_statement"], DATABASE)
+        drop = await self.admin.fetchval(QUERIES["drop_database_statement"], self.database)
         await self.admin.execute(drop)
         create = await self.admin.fetchval(
-            QUERIES["create_database_statement"], DATABASE, ROLE, template
+            QUERIES["create_database_statement"], self.database, ROLE, template
         )
         await self.admin.execute(create)
         await self.admin.execute(QUERIES["checkpoint"])
@@ -126,7 +145,7 @@ class Bed:
                     output += part
             if await process.wait() == 0:
                 return dict(json.loads(output.splitlines()[-1]))
-            raise BenchError(f"{system.name}: {role} failed, see {self._log_path(self._logs)}")
+            raise BenchError(f"{system.name}: {role} failed: {self.last_words()}")
         process.kill()
         raise BenchError(f"{system.name}: {role} took more than {PRODUCE_MAX_S:.0f} s")
 
@@ -155,6 +174,18 @@ class Bed:
             while not self.stamps.is_ready(number):  # noqa: ASYNC110 - shared memory has no event
                 await anyio.sleep(0.01)
 
+    async def settle(self, jobs: range, still_s: float = SETTLE_S) -> bool:
+        """Wait until all of them have begun, or none has for so long; whether all have."""
+        moved_at, begun = time.monotonic(), -1
+        while time.monotonic() - moved_at < still_s:
+            now = sum(1 for number in jobs if self.stamps.started_ns(number))
+            if now == len(jobs):
+                return True
+            if now != begun:
+                moved_at, begun = time.monotonic(), now
+            await anyio.sleep(LOOK_S)
+        return False
+
     async def start_supervisor(self, slots: int) -> Process:
         """Our own workers; their handlers find the stamps by the environment."""
         os.environ[kinds.VARIABLE] = str(self.stamps_path)
@@ -162,12 +193,12 @@ class Bed:
 
     async def look_at_ledger(self) -> "asyncpg.Connection[asyncpg.Record]":
         """A connection to our own ledger; the caller closes it."""
-        return await connect(_database(self.servers), role="bench")
+        return await connect(self.database_url, role="bench")
 
     async def analyze(self, system: System) -> None:
         """Give the planner the truth about what was just enqueued."""
         if system.server == "postgres":
-            connection = await asyncpg.connect(_database(self.servers))
+            connection = await asyncpg.connect(self.database_url)
             try:
                 await connection.execute(QUERIES["analyze"])
             finally:
@@ -179,7 +210,7 @@ class Bed:
         settings: Mapping[str, object] = system.settings
         if system is OURS:
             python = Path(sys.executable)
-            settings = {**settings, "redis_url": self.servers.redis_url, "kind": kind}
+            settings = {**settings, "redis_url": self.redis_url, "kind": kind}
         else:
             python = environments.interpreter(system.environment)
         encoded = Order(
@@ -202,8 +233,13 @@ class Bed:
                 start_new_session=True,
             )
 
+    def last_words(self) -> str:
+        """The end of what the process that was started last has said."""
+        text = self._log_path(self._logs).read_text("utf-8", "replace").strip()
+        return text[-LAST_WORDS:] or "it said nothing"
+
     def _log_path(self, number: int) -> Path:
-        return self.folder / f"{number}.log"
+        return self.folder / f"{self.lane}-{number}.log"
 
 
 def _typed(order: Mapping[str, float]) -> dict[str, Any]:
@@ -217,22 +253,29 @@ def _typed(order: Mapping[str, float]) -> dict[str, Any]:
 async def open_bed() -> AsyncIterator[Bed]:
     """Start the servers, make the ledger's template and the file of stamps; all gone at the end."""
     async with trial.throwaway_servers() as servers:
-        if servers.postgres is None:
-            raise BenchError("no PostgreSQL")
         await trial.make_ledger(trial.trial_settings(servers, slots=1))
-        admin = await asyncpg.connect(servers.postgres.admin_url)
-        redis = Redis.from_url(servers.redis_url or "")
-        folder = servers.postgres.home.parent
-        stamps = Stamps.create(folder / "stamps", JOBS_MAX)
-        try:
-            await _make_template(admin)
+        async with open_lane(servers, 0) as bed:
+            await _make_template(bed.admin)
             # Rewriting the log in the middle of a drain would be charged to whoever runs then.
-            await redis.config_set("auto-aof-rewrite-percentage", 0)
-            yield Bed(servers, folder, admin, redis, stamps)
-        finally:
-            await redis.aclose()
-            await admin.close()
-            stamps.close()
+            await bed.redis.config_set("auto-aof-rewrite-percentage", 0)
+            yield bed
+
+
+@asynccontextmanager
+async def open_lane(servers: EmbeddedServers, lane: int) -> AsyncIterator[Bed]:
+    """A bed on the same servers beside others: for measurements that mostly wait."""
+    if servers.postgres is None:
+        raise BenchError("no PostgreSQL")
+    admin = await asyncpg.connect(servers.postgres.admin_url)
+    redis = Redis.from_url(_with_path(servers.redis_url, str(lane)))
+    folder = trial.home_of(servers)
+    stamps = Stamps.create(folder / f"stamps-{lane}", JOBS_MAX if lane == 0 else LANE_JOBS_MAX)
+    try:
+        yield Bed(servers, folder, admin, redis, stamps, lane)
+    finally:
+        await redis.aclose()
+        await admin.close()
+        stamps.close()
 
 
 async def _make_template(admin: "asyncpg.Connection[asyncpg.Record]") -> None:
@@ -242,11 +285,7 @@ async def _make_template(admin: "asyncpg.Connection[asyncpg.Record]") -> None:
     await admin.execute(statement)
 
 
-def _database(servers: EmbeddedServers) -> str:
-    parts = urlsplit(servers.database_url or "")
-    return urlunsplit(parts._replace(path=f"/{DATABASE}"))
-
-
-def durability(rows: Sequence[asyncpg.Record]) -> dict[str, str]:
-    """The server's settings that decide what a commit is worth."""
-    return {row["name"]: row["setting"] for row in rows}
+def _with_path(url: str | None, path: str) -> str:
+    if url is None:
+        raise BenchError("the servers do not run")
+    return urlunsplit(urlsplit(url)._replace(path=f"/{path}"))

@@ -13,11 +13,12 @@ from functools import partial
 
 import anyio
 
-from bench import drain, environments, report
-from bench.bed import Bed, open_bed
+from bench import drain, environments, failures, latency, report
+from bench.bed import Bed, BenchError, open_bed
 from bench.measure import QUERIES
 from bench.results import Book, Result
 from bench.systems import OURS, PEERS, System
+from cli.trial import TrialError
 
 PARTS = ("enqueue", "drain", "latency", "load", "rescue", "flush")
 # What --quick leaves out of a repetition, and how many there are.
@@ -49,7 +50,7 @@ def main() -> None:
     for system in plan.systems:
         if system is not OURS:
             environments.interpreter(system.environment)
-    anyio.run(_run, plan)
+    sys.exit(1 if anyio.run(_run, plan) else 0)
 
 
 def _plan(arguments: Sequence[str]) -> Plan:
@@ -73,34 +74,60 @@ def _plan(arguments: Sequence[str]) -> Plan:
     )
 
 
-async def _run(plan: Plan) -> None:
+async def _run(plan: Plan) -> list[str]:
+    """Measure everything; what could not be measured is answered, and the rest goes on."""
+    failures: list[str] = []
     book = Book("queue", continues=plan.continues)
     async with open_bed() as bed:
         await _describe(bed)
         for repetition in range(plan.repetitions):
             for step in _steps(plan):
                 began = time.monotonic()
-                results = await step.measure(bed)
-                book.add(results)
-                _say(f"{repetition + 1}/{plan.repetitions} {step.name}", results, began)
+                title = f"{repetition + 1}/{plan.repetitions} {step.name}"
+                try:
+                    results = await step.measure(bed)
+                except (BenchError, TrialError) as error:
+                    failures.append(f"{title}: {error}")
+                    sys.stdout.write(f"FAILED {failures[-1]}\n")
+                else:
+                    book.add(results)
+                    _say(title, results, began)
     report.show(book.close())
+    sys.stdout.writelines(f"FAILED {failure}\n" for failure in failures)
+    return failures
 
 
 def _steps(plan: Plan) -> Iterator[Step]:
     """One repetition: each part over all systems, before the next part."""
-    if "enqueue" in plan.parts:
+    scale = plan.scale
+    for part in plan.parts:
         for system in plan.systems:
-            yield Step(
-                f"{system.name} enqueue",
-                partial(drain.measure_single, system=system, scale=plan.scale),
-            )
-    if "drain" in plan.parts:
-        for workers in (1, 2):
-            for system in plan.systems:
-                yield Step(
-                    f"{system.name} drain by {workers}",
-                    partial(drain.measure_drain, system=system, workers=workers, scale=plan.scale),
-                )
+            match part:
+                case "enqueue":
+                    yield Step(part, partial(drain.measure_single, system=system, scale=scale))
+                case "latency":
+                    yield Step(part, partial(latency.measure_idle, system=system, scale=scale))
+                case "load":
+                    yield Step(part, partial(latency.measure_load, system=system, scale=scale))
+                case "flush":
+                    yield Step(part, partial(failures.measure_flush, system=system))
+        if part == "drain":
+            yield from _drains(plan)
+        if part == "rescue":
+            yield from _rescues(plan)
+
+
+def _drains(plan: Plan) -> Iterator[Step]:
+    for workers in (1, 2):
+        for system in plan.systems:
+            measure = partial(drain.measure_drain, system=system, workers=workers, scale=plan.scale)
+            yield Step(f"drain by {workers}", measure)
+
+
+def _rescues(plan: Plan) -> Iterator[Step]:
+    if OURS in plan.systems:
+        yield Step("rescue of a slot", failures.measure_own_slot)
+    yield Step("rescue of a worker", partial(failures.measure_rescues, systems=plan.systems))
 
 
 async def _describe(bed: Bed) -> None:
@@ -117,8 +144,9 @@ async def _describe(bed: Bed) -> None:
 
 
 def _say(step: str, results: Sequence[Result], began: float) -> None:
+    names = ", ".join(sorted({result.system for result in results}))
     values = ", ".join(f"{r.measure} {r.value:,.1f} {r.unit}" for r in results)
-    sys.stdout.write(f"{step} ({time.monotonic() - began:.1f} s): {values}\n")
+    sys.stdout.write(f"{step} of {names} ({time.monotonic() - began:.1f} s): {values}\n")
     sys.stdout.flush()
 
 

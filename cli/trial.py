@@ -62,10 +62,8 @@ def trial_settings(
     servers: EmbeddedServers, *, slots: int, kinds: Iterable[str] = (), database_url: str = ""
 ) -> Settings:
     """Settings of a stack on these servers, whatever this user has set; only `probe` has slots."""
-    if servers.postgres is None or servers.valkey is None:
-        raise TrialError("a trial needs both servers")
     return load_settings(
-        data_dir=servers.postgres.home.parent,
+        data_dir=home_of(servers),
         database_url=database_url or servers.database_url,
         redis_url=servers.redis_url,
         pools={POOL: PoolSpec(slots=slots)},
@@ -73,6 +71,13 @@ def trial_settings(
         log_level="warning",
         log_format="json",
     )
+
+
+def home_of(servers: EmbeddedServers) -> Path:
+    """The folder of a trial's servers."""
+    if servers.postgres is None:
+        raise TrialError("a trial needs a PostgreSQL of its own")
+    return servers.postgres.home.parent
 
 
 async def make_ledger(settings: Settings) -> None:

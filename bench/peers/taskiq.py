@@ -26,8 +26,13 @@ class _Taskiq:
                 RedisAsyncResultBackend(order.url, result_ex_time=3600)
             )
         self._broker = broker
-        self._stamps = stamps
-        self._job = broker.task(self._begin, task_name="job")
+
+        @broker.task(task_name="job")  # type: ignore[untyped-decorator] # no types without taskiq
+        async def job(number: int) -> None:
+            if stamps.begin(number):
+                await asyncio.Event().wait()
+
+        self._job = job
 
     async def open(self) -> None:
         await self._broker.startup()
@@ -44,7 +49,3 @@ class _Taskiq:
 
     async def work(self) -> None:
         await run_receiver_task(self._broker, run_startup=True, **self._receiver)
-
-    async def _begin(self, number: int) -> None:
-        if self._stamps.begin(number):
-            await asyncio.Event().wait()
