@@ -1,0 +1,1 @@
+"""How each fault is done and undone, by what it is done to."""
