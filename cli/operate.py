@@ -80,7 +80,7 @@ def resume(context: typer.Context, pool: str, *, as_json: AsJson = False) -> Non
 
 def workers(context: typer.Context, *, as_json: AsJson = False) -> None:
     """Every live slot: where it runs, on which cores, what it holds."""
-    columns = ("id", "pool", "number", "host", "cores", "running", "beat_at")
+    columns = ("id", "pool", "number", "host", "cores", "state", "running", "beat_at")
     _print_list(
         context,
         "/v1/workers",

@@ -1,27 +1,58 @@
-"""Takes the jobs of a dead slot back, each in a transaction of its own, so that none can wedge the
-rest.
+"""Takes the jobs of a dead slot back. A row that cannot be taken back is left held, for the next
+sweep to try again; it keeps none of the others.
 """
 
 import random
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from uuid import UUID
 
 import asyncpg
 
-from jobs.errors import StateConflict
+from jobs.errors import JobsRefused, StateConflict
 from jobs.kinds import KindRegistry
 from jobs.model import ClaimedJob, SlotId, TenantId, Token
 from jobs.outcomes import Backoff, Ending
 from jobs.record import RulingBook
 from jobs.results import Ended, Recorded, Rescued
-from jobs.rulings import Finish, Ruling, cancelled, lost, rule
+from jobs.rulings import Finish, Ruling, Suspicion, cancelled, lost, rule
 from jobs.states import JobState
-from runtime.postgres import Pool
+from runtime.logs import logger
+from runtime.postgres import UNREACHABLE, Connection, Pool
 from runtime.sql import load_queries
 
-QUERIES = load_queries("jobs")
+QUERIES = load_queries("jobs", "slots")
+BATCH = 200
+# What one row can raise: its own data, a broken invariant, a lock that somebody does not let go of.
+_POISON = (JobsRefused, asyncpg.PostgresError, asyncpg.InterfaceError, ValueError, TypeError)
+
+log = logger("rescue")
+
+
+@dataclass(frozen=True, slots=True)
+class _Loss:
+    """What is known about the end of a slot."""
+
+    slot_id: SlotId
+    reason: str
+    started: Collection[UUID] | None
+    endings: Mapping[UUID, tuple[Token, Ending]]
+    backoff: Backoff
+
+    def ruling(self, row: asyncpg.Record) -> Ruling:
+        job = _claimed(row, self.slot_id)
+        token, ending = self.endings.get(job.id, (None, None))
+        if row["is_cancelled"]:
+            return cancelled(job, 0.0)
+        if ending is not None and token == job.token:
+            return rule(Ended(job, ending), self.backoff, random.Random())  # noqa: S311 - jitter
+        return lost(job, self._suspicion(job.id), f"slot ended: {self.reason}")
+
+    def _suspicion(self, job_id: UUID) -> Suspicion:
+        if self.started is None:
+            return Suspicion.VAGUE
+        return Suspicion.STRONG if job_id in self.started else Suspicion.NONE
 
 
 async def rescue(
@@ -31,44 +62,51 @@ async def rescue(
     started: Collection[UUID] | None,
     kinds: KindRegistry,
     endings: Mapping[UUID, tuple[Token, Ending]] | None = None,
+    backoff: Backoff | None = None,
     now: datetime | None = None,
 ) -> Rescued:
     """Take the jobs of a dead slot back.
 
-    Only `started` jobs (None: all) are suspects: each loses one life. The second loss lets a job
-    run only alone, the third fails it as `worker_lost`. `endings` are what killing the slot decided
-    for single attempts. Idempotent. Raises StateConflict while the slot lives.
+    Only `started` jobs are suspects: each loses one life. The second loss lets a job run only
+    alone, the third fails it as `worker_lost`. None: nobody saw which had started, nor that one of
+    them ended the slot; then only a job pays that was interrupted often before. `endings` are what
+    killing the slot decided for single attempts. Idempotent. Raises StateConflict while the slot
+    lives.
     """
+    tally = _Tally()
     async with postgres.acquire() as connection:
-        if not await connection.fetchval(QUERIES["slot_ended"], slot_id):
+        reason = await connection.fetchval(QUERIES["slot_end"], slot_id)
+        if reason is None:
             message = f"slot {slot_id} lives: end it first, so that it can claim no more"
             raise StateConflict(message)
-        reason = await connection.fetchval(QUERIES["slot_end_reason"], slot_id)
-        rows = await connection.fetch(QUERIES["held_by_slot"], slot_id)
-        tally = _Tally()
-        for row in rows:
-            job = _claimed(row, slot_id)
-            ruling = _rule(row, job, started, endings or {}, reason=reason)
-            book = RulingBook(connection, slot_id, kinds, now)
-            tally.add(ruling, await book.write_alone(ruling), is_cancelled=row["is_cancelled"])
+        loss = _Loss(slot_id, reason, started, endings or {}, backoff or Backoff())
+        book = RulingBook(connection, slot_id, kinds, now)
+        after = UUID(int=0)
+        while rows := await _held(connection, slot_id, after):
+            await _take_back(book, loss, rows, tally)
+            after = rows[-1]["job_id"]
     return tally.total()
 
 
-def _rule(
-    row: asyncpg.Record,
-    job: ClaimedJob,
-    started: Collection[UUID] | None,
-    endings: Mapping[UUID, tuple[Token, Ending]],
-    *,
-    reason: str,
-) -> Ruling:
-    token, ending = endings.get(job.id, (None, None))
-    if row["is_cancelled"]:
-        return cancelled(job, 0.0)
-    if ending is not None and token == job.token:
-        return rule(Ended(job, ending), Backoff(), random.Random())  # noqa: S311 - jitter
-    is_suspect = started is None or job.id in started
-    return lost(job, is_suspect=is_suspect, reason=f"slot ended: {reason}")
+async def _held(connection: Connection, slot_id: SlotId, after: UUID) -> Sequence[asyncpg.Record]:
+    return await connection.fetch(QUERIES["held_by_slot"], slot_id, after, BATCH)
+
+
+async def _take_back(
+    book: RulingBook, loss: _Loss, rows: Sequence[asyncpg.Record], tally: "_Tally"
+) -> None:
+    """All in one transaction; when that fails, each row in one of its own."""
+    try:
+        rulings = [loss.ruling(row) for row in rows]
+        tally.add(rulings, await book.write(rulings))
+    except UNREACHABLE:
+        raise
+    except _POISON as error:
+        if len(rows) == 1:
+            log.exception("rescue_failed", job_id=str(rows[0]["job_id"]), exc_info=error)
+            return
+        for row in rows:
+            await _take_back(book, loss, [row], tally)
 
 
 def _claimed(row: asyncpg.Record, slot_id: SlotId) -> ClaimedJob:
@@ -102,18 +140,18 @@ class _Tally:
     ready: dict[str, tuple[UUID, ...]] = field(default_factory=dict)
     batches: set[UUID] = field(default_factory=set)
 
-    def add(self, ruling: Ruling, recorded: Recorded, *, is_cancelled: bool) -> None:
-        if ruling.job.id in recorded.stale:
-            return
+    def add(self, rulings: Sequence[Ruling], recorded: Recorded) -> None:
         self.batches.update(recorded.batches)
         for pool, ids in recorded.ready.items():
             self.ready[pool] = (*self.ready.get(pool, ()), *ids)
+        for ruling in rulings:
+            if ruling.job.id not in recorded.stale:
+                self._place(ruling).append(ruling.job.id)
+
+    def _place(self, ruling: Ruling) -> list[UUID]:
         if not isinstance(ruling, Finish):
-            self.requeued.append(ruling.job.id)
-        elif is_cancelled or ruling.state is JobState.CANCELLED:
-            self.cancelled.append(ruling.job.id)
-        else:
-            self.failed.append(ruling.job.id)
+            return self.requeued
+        return self.cancelled if ruling.state is JobState.CANCELLED else self.failed
 
     def total(self) -> Rescued:
         return Rescued(

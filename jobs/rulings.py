@@ -2,6 +2,7 @@
 
 import random
 from dataclasses import dataclass
+from enum import Enum
 from typing import Literal, assert_never
 
 import orjson
@@ -16,6 +17,16 @@ DETAIL_CHARS_MAX = 16_384
 LOSSES_MAX = 3
 # A job that was lost this often runs alone (jobs/queries.sql compares with the same number).
 LOSSES_ALONE = 2
+# So many attempts may end with their supervisor or host, or in a drain, before that counts.
+INTERRUPTIONS_FREE = 5
+
+
+class Suspicion(Enum):
+    """How likely a job was what ended its slot."""
+
+    NONE = "it had not started, or the slot was ended from outside"
+    VAGUE = "its supervisor or host went with the slot"
+    STRONG = "it had started, and the slot died by itself"
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,9 +86,15 @@ def cancelled(job: ClaimedJob, waited_s: float, reason: str = "cancelled by requ
     return Finish(job, waited_s, JobState.CANCELLED, error=_as_text(problem))
 
 
-def lost(job: ClaimedJob, *, is_suspect: bool, reason: str) -> Ruling:
-    """What the death of its slot means for a job: a suspect pays with one of its three lives."""
-    if not is_suspect:
+def lost(job: ClaimedJob, suspicion: Suspicion, reason: str) -> Ruling:
+    """What the death of its slot means for a job: a suspect pays with one of its three lives.
+
+    Under a vague suspicion only a job that has been interrupted often pays: whatever takes its
+    supervisor or host down each time must not be able to do so for ever (decision 0022).
+    """
+    interruptions = job.attempt - 1 - job.failures - job.losses
+    is_often = suspicion is Suspicion.VAGUE and interruptions >= INTERRUPTIONS_FREE
+    if suspicion is not Suspicion.STRONG and not is_often:
         return GiveBack(job, 0.0, Problem("released", reason))
     if job.losses + 1 < LOSSES_MAX:
         return GiveBack(job, 0.0, Problem("worker_lost", reason), "lost")

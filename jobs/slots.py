@@ -1,29 +1,46 @@
 """Slots: who may hold jobs, whether they live, and what becomes of the jobs of a dead one."""
 
-from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from enum import StrEnum
 from uuid import UUID
+
+import asyncpg
 
 from jobs.model import SlotId
 from jobs.rescue import rescue
 from runtime.postgres import Connection
+from runtime.processes import Identity
 from runtime.sql import load_queries
 
 __all__ = [
+    "Beat",
     "Slot",
+    "SlotState",
+    "ToSweep",
     "beat",
     "beats",
+    "connection_role",
     "end",
     "ended_holding",
     "live",
     "register",
-    "requested_cancels",
     "rescue",
+    "to_sweep",
 ]
 
-QUERIES = load_queries("jobs")
+QUERIES = load_queries("jobs", "slots")
+UNKNOWN = Identity("", 0, 0)
+
+
+class SlotState(StrEnum):
+    """What a slot that is not dead is doing, as its supervisor sees it."""
+
+    STARTING = "starting"
+    LIVE = "live"
+    DRAINING = "draining"
+    STOPPED = "stopped"
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,10 +56,30 @@ class Slot:
     cores: tuple[int, ...]
     kinds: tuple[str, ...]
     version: str
+    state: SlotState
     started_at: datetime
     beat: int
     beat_at: datetime
     running: int
+
+
+@dataclass(frozen=True, slots=True)
+class Beat:
+    """How often a slot's supervisor has beaten for it, and which process that is."""
+
+    count: int
+    supervisor: Identity
+
+
+@dataclass(frozen=True, slots=True)
+class ToSweep:
+    """What there is to do for a sweeper."""
+
+    expired: bool
+    due: bool
+    batches: bool
+    limits: bool
+    ready: bool
 
 
 async def register(
@@ -56,6 +93,7 @@ async def register(
     cores: Sequence[int],
     kinds: Sequence[str],
     version: str = "",
+    supervisor: Identity = UNKNOWN,
 ) -> SlotId:
     """Make a slot known; its id is never used again."""
     slot_id: int = await connection.fetchval(
@@ -68,19 +106,32 @@ async def register(
         list(cores),
         list(kinds),
         version,
+        supervisor.machine,
+        supervisor.started_ticks,
     )
     return SlotId(slot_id)
 
 
-async def beat(connection: Connection, slot_ids: Sequence[SlotId]) -> frozenset[SlotId]:
-    """Bump the counters of a supervisor's slots; answers those still live (stop the others)."""
-    rows = await connection.fetch(QUERIES["beat"], sorted(slot_ids))
-    return frozenset(SlotId(row["id"]) for row in rows)
+async def beat(
+    connection: Connection, states: Mapping[SlotId, SlotState]
+) -> dict[SlotId, tuple[UUID, ...]]:
+    """Bump the counters of a supervisor's slots and say how they are.
+
+    Answers those still live (stop the others), each with its jobs that are to be cancelled.
+    """
+    slot_ids = sorted(states)
+    rows = await connection.fetch(QUERIES["beat"], slot_ids, [states[one] for one in slot_ids])
+    return {SlotId(row["id"]): tuple(row["cancels"]) for row in rows}
 
 
-async def beats(connection: Connection) -> dict[SlotId, int]:
+async def beats(connection: Connection) -> dict[SlotId, Beat]:
     """The counter of every live slot: what a sweeper compares over time."""
-    return {SlotId(row["id"]): row["beat"] for row in await connection.fetch(QUERIES["beats"])}
+    return {
+        SlotId(row["id"]): Beat(
+            row["beat"], Identity(row["machine"], row["pid"], row["pid_started"])
+        )
+        for row in await connection.fetch(QUERIES["beats"])
+    }
 
 
 async def live(connection: Connection) -> list[Slot]:
@@ -96,6 +147,7 @@ async def live(connection: Connection) -> list[Slot]:
             cores=tuple(row["cores"]),
             kinds=tuple(row["kinds"]),
             version=row["version"],
+            state=SlotState(row["state"]),
             started_at=row["started_at"],
             beat=row["beat"],
             beat_at=row["beat_at"],
@@ -105,21 +157,39 @@ async def live(connection: Connection) -> list[Slot]:
     ]
 
 
+def connection_role(slot_id: SlotId) -> str:
+    """The role under which a slot opens its connections: the start of their names."""
+    return f"slot {slot_id} "
+
+
 async def end(connection: Connection, slot_id: SlotId, reason: str) -> bool:
-    """Declare a slot dead, for ever; False when it was. Its jobs stay held until `rescue`."""
-    return await connection.fetchval(QUERIES["end_slot"], slot_id, reason) is not None
+    """Declare a slot dead, for ever; False when it was. Its jobs stay held until `rescue`.
+
+    Who waits for a lock of the slot in vain closes the slot's connections. Call it outside of a
+    transaction. Raises LockNotAvailableError when that did not help either.
+    """
+    try:
+        return await _end(connection, slot_id, reason)
+    except asyncpg.LockNotAvailableError:
+        await connection.execute(QUERIES["close_connections"], f"xnai {connection_role(slot_id)}")
+        return await _end(connection, slot_id, reason)
 
 
-async def ended_holding(connection: Connection) -> list[SlotId]:
-    """Dead slots that still hold jobs: what a sweeper rescues."""
-    return [SlotId(row["id"]) for row in await connection.fetch(QUERIES["ended_holding"])]
+async def _end(connection: Connection, slot_id: SlotId, reason: str) -> bool:
+    async with connection.transaction():
+        await connection.execute(QUERIES["limit_end_wait"])
+        return await connection.fetchval(QUERIES["end_slot"], slot_id, reason) is not None
 
 
-async def requested_cancels(
-    connection: Connection, slot_ids: Sequence[SlotId]
-) -> dict[SlotId, tuple[UUID, ...]]:
-    """The held jobs of these slots that somebody asked to cancel."""
-    by_slot: defaultdict[SlotId, tuple[UUID, ...]] = defaultdict(tuple)
-    for row in await connection.fetch(QUERIES["requested_cancels"], list(slot_ids)):
-        by_slot[SlotId(row["slot_id"])] += (row["job_id"],)
-    return dict(by_slot)
+async def ended_holding(connection: Connection, *, since_s: float = 0.0) -> list[SlotId]:
+    """Slots that have been dead for so long and still hold jobs: what a sweeper rescues."""
+    rows = await connection.fetch(QUERIES["ended_holding"], since_s)
+    return [SlotId(row["id"]) for row in rows]
+
+
+async def to_sweep(connection: Connection) -> ToSweep:
+    """Look for work of a sweeper, cheaply."""
+    row = await connection.fetchrow(QUERIES["to_sweep"])
+    if row is None:
+        raise AssertionError("a SELECT without FROM answers one row")
+    return ToSweep(**row)

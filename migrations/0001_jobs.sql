@@ -16,7 +16,8 @@ CREATE TABLE pools (
     paused_reason  text
 );
 
--- A slot is one pinned process. `beat` is bumped by its supervisor; `ended_at` set means dead, for ever.
+-- A slot is one pinned process. `beat` is bumped by its supervisor; `ended_at` set means dead, for ever. host, machine,
+-- pid and pid_started name the supervisor; `state` is what it last said of a slot that is not dead.
 CREATE TABLE slots (
     id             bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     supervisor_id  uuid NOT NULL,
@@ -27,6 +28,9 @@ CREATE TABLE slots (
     cores          int[] NOT NULL,
     kinds          text[] NOT NULL,
     version        text NOT NULL,
+    machine        text NOT NULL DEFAULT '',
+    pid_started    bigint NOT NULL DEFAULT 0,
+    state          text NOT NULL DEFAULT 'starting' CHECK (state IN ('starting', 'live', 'draining', 'stopped')),
     started_at     timestamptz NOT NULL DEFAULT clock_timestamp(),
     beat           bigint NOT NULL DEFAULT 0,
     beat_at        timestamptz NOT NULL DEFAULT clock_timestamp(),

@@ -94,6 +94,11 @@ DEAD_LETTERS = _gauge(
 )
 SLOTS_BUSY = _gauge("xnai_slots_busy", "Slots with a job in hand.", ["pool"])
 SLOT_DEATHS = _counter("xnai_slot_deaths_total", "Slots that ended or were killed.", ["pool"])
+SLOTS_RECYCLED = _counter(
+    "xnai_slots_recycled_total",
+    "Slots renewed in time: too big (rss), too old (age), or after enough jobs.",
+    ["pool", "reason"],
+)
 SCHEDULE_FIRES = _counter(
     "xnai_schedule_fires_total", "Due times of schedules, by outcome.", ["outcome"]
 )

@@ -11,6 +11,7 @@ import signal
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import anyio
@@ -18,6 +19,8 @@ from setproctitle import setproctitle
 
 _PR_SET_PDEATHSIG = 1
 _STOPPED_STATES = "Tt"
+_START_TIME = 22 - 3  # field 22 of proc(5), counted from the third
+_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +35,49 @@ class FoundProcess:
     def is_stopped(self) -> bool:
         """Held by SIGSTOP or a debugger."""
         return self.state in _STOPPED_STATES
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """A process for ever: pids are used again, but no two of one boot and pid namespace have the
+    same start. `machine` names both; empty where the kernel does not say.
+    """
+
+    machine: str
+    pid: int
+    started_ticks: int
+
+    def is_gone(self) -> bool:
+        """Tell whether it is known to have died; False for whatever cannot be seen from here."""
+        if not self.machine or self.machine != _machine():
+            return False
+        try:
+            os.kill(self.pid, 0)
+        except ProcessLookupError:
+            return True
+        except PermissionError:
+            # Somebody else's process, which may be hidden from us in /proc.
+            return False
+        fields = _stat_fields(self.pid)
+        return fields is None or fields[0] in "ZX" or int(fields[_START_TIME]) != self.started_ticks
+
+
+def own_identity() -> Identity:
+    """Return this process as others of its machine may look for it."""
+    fields = _stat_fields(os.getpid())
+    if fields is None:
+        return Identity("", os.getpid(), 0)
+    return Identity(_machine(), os.getpid(), int(fields[_START_TIME]))
+
+
+@cache
+def _machine() -> str:
+    """Name this boot of the kernel and this pid namespace (a container has its own)."""
+    try:
+        boot_id = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        return f"{boot_id} {Path('/proc/self/ns/pid').readlink()}"
+    except OSError:
+        return ""
 
 
 class Handle:
@@ -91,13 +137,29 @@ def hold_in_folders(pid: int, folders: Iterable[Path]) -> Handle | None:
 
 def read_process(pid: int) -> FoundProcess | None:
     """Read a process's parent and state; None when it is gone."""
+    fields = _stat_fields(pid)
+    return None if fields is None else FoundProcess(pid, int(fields[1]), fields[0])
+
+
+def own_bytes(pid: int) -> int:
+    """Resident memory that is the process's alone; mapped files, which others share and the kernel
+    may drop, are not counted. 0 when it is gone.
+    """
+    try:
+        _, resident, shared = Path(f"/proc/{pid}/statm").read_text(encoding="ascii").split()[:3]
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
+    return (int(resident) - int(shared)) * _PAGE_BYTES
+
+
+def _stat_fields(pid: int) -> list[str] | None:
+    """Fields of /proc/PID/stat from the third (state) on, as proc(5) numbers them."""
     try:
         text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
     except (FileNotFoundError, ProcessLookupError):
         return None
     # The name, in parentheses, may itself hold spaces and parentheses: read behind the last one.
-    state, parent_pid = text.rpartition(")")[2].split()[:2]
-    return FoundProcess(pid, int(parent_pid), state)
+    return text.rpartition(")")[2].split()
 
 
 def set_title(role: str) -> None:

@@ -101,7 +101,10 @@ class Settings(BaseSettings):
     )
 
     heartbeat_s: float = Field(
-        1.0, ge=0.05, le=10, description="Seconds between two beats of a supervisor."
+        1.0,
+        ge=0.05,
+        le=2,
+        description="Seconds between two beats of a supervisor, which also bring cancellations.",
     )
     dead_after_s: float = Field(
         10.0, ge=0.2, le=300, description="Seconds without a beat until a slot is declared dead."
@@ -115,6 +118,18 @@ class Settings(BaseSettings):
     )
     grace_s: float = Field(
         10.0, ge=0, le=600, description="Seconds that a draining process may finish its jobs in."
+    )
+    recycle_rss_mb: int = Field(
+        2048,
+        ge=0,
+        le=1_048_576,
+        description="MiB of memory of its own beyond which a slot is renewed; 0: never.",
+    )
+    recycle_jobs: int = Field(
+        0, ge=0, description="Jobs after which a slot is renewed; 0: however many."
+    )
+    recycle_age_s: float = Field(
+        86400.0, ge=0, description="Seconds after which a slot is renewed; 0: never."
     )
     backoff_s: float = Field(
         2.0, ge=0.001, le=3600, description="Longest pause before the first retry; then doubles."

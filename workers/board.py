@@ -14,7 +14,7 @@ from uuid import UUID
 
 ENTRIES_MAX = 2048
 
-_HEADER = struct.Struct("<Q")  # when the slot's event loop last turned
+_HEADER = struct.Struct("<QQ")  # when the slot's event loop last turned, how many jobs had ended
 _ENTRY = struct.Struct("<16sqQQ?")  # job id, token, started, deadline, exclusive
 _FLAG_BYTES = 8
 _STRIDE = _FLAG_BYTES + _ENTRY.size + (-_ENTRY.size) % 8
@@ -41,6 +41,7 @@ class Board:
         self.fd = fd
         self._memory = mmap.mmap(fd, _SIZE)
         self._free = list(range(ENTRIES_MAX - 1, -1, -1))
+        self._ended = 0
 
     @classmethod
     def create(cls) -> "Board":
@@ -56,13 +57,19 @@ class Board:
 
     def turn(self) -> None:
         """Note that the slot's event loop is turning."""
-        _HEADER.pack_into(self._memory, 0, time.monotonic_ns())
+        _HEADER.pack_into(self._memory, 0, time.monotonic_ns(), self._ended)
 
     @property
     def turned_ns(self) -> int:
         """When the slot's event loop last turned; 0 before its first turn."""
-        (turned,) = _HEADER.unpack_from(self._memory, 0)
+        turned, _ = _HEADER.unpack_from(self._memory, 0)
         return int(turned)
+
+    @property
+    def ended(self) -> int:
+        """How many jobs the slot had run when its loop last turned."""
+        _, ended = _HEADER.unpack_from(self._memory, 0)
+        return int(ended)
 
     def put(self, started: Started) -> int:
         """Show a job as started; returns the entry to clear. The caller runs fewer than
@@ -86,13 +93,20 @@ class Board:
         """Show that the job of this entry has ended."""
         self._memory[_HEADER.size + entry * _STRIDE] = 0
         self._free.append(entry)
+        self._ended += 1
 
     def read(self) -> list[Started]:
         """The started jobs. An entry caught between two jobs is left out or is the later one."""
         found = []
-        for at in range(_HEADER.size, _SIZE, _STRIDE):
-            if self._memory[at]:
+        for entry, is_taken in enumerate(self._memory[_HEADER.size :: _STRIDE]):
+            at = _HEADER.size + entry * _STRIDE
+            if is_taken:
                 job_id, *rest = _ENTRY.unpack_from(self._memory, at + _FLAG_BYTES)
                 if self._memory[at]:
                     found.append(Started(UUID(bytes=job_id), *rest))
         return found
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether any job is shown as started."""
+        return any(self._memory[_HEADER.size :: _STRIDE])

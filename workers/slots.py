@@ -17,13 +17,14 @@ from uuid import UUID
 
 import anyio
 import orjson
-from anyio.abc import UNIXSocketStream
+from anyio.abc import TaskGroup, UNIXSocketStream
 from anyio.streams.buffered import BufferedByteReceiveStream
 
 from jobs.errors import SlotEnded
 from jobs.kinds import load_kinds
 from jobs.live import LiveStream
 from jobs.model import SlotId
+from jobs.slots import connection_role
 from runtime import logs, metrics
 from runtime.postgres import open_pool
 from runtime.processes import die_with_parent, set_title
@@ -89,7 +90,7 @@ async def _run(settings: Settings, config: SlotConfig) -> int:
         code = EXIT_DONE
         try:
             async with anyio.create_task_group() as tasks:
-                tasks.start_soon(_obey, control, runner, settings)
+                tasks.start_soon(_obey, control, runner, settings, tasks)
                 tasks.start_soon(_drain_on_sigterm, runner, settings)
                 await control.send(READY)
                 await runner.run()
@@ -102,7 +103,7 @@ async def _run(settings: Settings, config: SlotConfig) -> int:
 @asynccontextmanager
 async def _post(settings: Settings, config: SlotConfig) -> AsyncIterator[Post]:
     """The slot's connections and its board."""
-    role = f"slot {config.pool} {config.number}"
+    role = f"{connection_role(SlotId(config.slot_id))}{config.pool} {config.number}"
     postgres = await open_pool(settings, role=role, size=POSTGRES_CONNECTIONS)
     redis = connect(settings, timeout_s=BLOCK_S + settings.redis_timeout_s)
     services = Services(
@@ -119,8 +120,14 @@ async def _post(settings: Settings, config: SlotConfig) -> AsyncIterator[Post]:
         await redis.aclose()
 
 
-async def _obey(control: UNIXSocketStream, runner: Runner, settings: Settings) -> None:
-    """Follow the supervisor's lines; its end is ours, at once, whatever runs."""
+async def _obey(
+    control: UNIXSocketStream, runner: Runner, settings: Settings, tasks: TaskGroup
+) -> None:
+    """Follow the supervisor's lines; its end is ours, at once, whatever runs.
+
+    `cancel ID` stops a job, `drain` ends within the grace period, `retire` when all is done, and
+    `end` at once: the slot was declared dead while it was stopped.
+    """
     lines = BufferedByteReceiveStream(control)
     while True:
         try:
@@ -130,8 +137,12 @@ async def _obey(control: UNIXSocketStream, runner: Runner, settings: Settings) -
         order, _, argument = line.decode().partition(" ")
         if order == "cancel":
             runner.cancel(UUID(argument))
+        elif order == "retire":
+            runner.drain()
         elif order == "drain":
-            await _drain(runner, settings.grace_s)
+            tasks.start_soon(_drain, runner, settings.grace_s)
+        elif order == "end":
+            tasks.start_soon(_drain, runner, 0.0)
 
 
 async def _drain_on_sigterm(runner: Runner, settings: Settings) -> None:

@@ -1,99 +1,76 @@
 """Starts, pins, watches, renews and kills the slots of its pools. Never runs job code.
 
 Its heartbeats vouch for its slots: one counter a slot, bumped whatever the slot is busy with. A
-slot that exits, or that must be killed, is declared dead here at once; the death of this process
+slot that exits, stops, or must be killed, is declared dead here at once; the death of this process
 itself is found by the sweepers of others, or by its successor's.
 """
 
 import os
 import signal
 import socket
-import sys
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, field
 from uuid import UUID
 
 import anyio
-from anyio.abc import Process
-from redis.asyncio import Redis
+import asyncpg
+from anyio.abc import TaskGroup
 
 from jobs import dispatch, slots
 from jobs.kinds import KindRegistry, load_kinds
 from jobs.model import SlotId, Token
-from jobs.outcomes import Ending, Failed, Problem
+from jobs.outcomes import Backoff, Ending, Failed, Problem
+from jobs.results import Rescued
 from runtime import metrics
 from runtime.ids import uuid7
 from runtime.logs import logger
 from runtime.postgres import UNREACHABLE, Pool, open_pool
+from runtime.processes import own_identity
 from runtime.readiness import Notifier
-from runtime.redis import connect
+from runtime.redis import Client, connect
 from runtime.settings import Settings
 from runtime.version import VERSION
-from workers.board import Board, Started
+from workers.board import Started
 from workers.runner import STOP_GRACE_S
-from workers.slots import READY, SlotConfig
+from workers.slot_process import SlotProcess, spawn
+from workers.slots import EXIT_DONE, EXIT_ENDED
 from workers.sweeper import Sweeper
-from workers.topology import SlotPlan, plan_slots, thread_environment
+from workers.topology import SlotPlan, plan_slots
+from workers.verdicts import START_S, is_lost, overdue, worn_out
 
-WATCH_S = 0.25
-CANCEL_POLL_S = 0.5
-# Cooperative first: what has not stopped by itself after this long is stopped with its slot.
-KILL_AFTER_S = 2.0
-STALL_S = 2.0
-START_S = 30.0
+WATCH_BUSY_S = 0.5
+WATCH_IDLE_S = 1.0
+# A watch that comes so late was itself held up: what it sees proves nothing against the slots.
+HELD_UP_S = 3 * WATCH_IDLE_S
+# How long the process of an abandoned slot may stay stopped, until it is killed after all.
+ABANDONED_S = 300.0
 PAUSE_FIRST_S = 0.2
 PAUSE_MAX_S = 10.0
 POSTGRES_CONNECTIONS = 3
 
+# The supervisor must outlive whatever Postgres says to it.
+_POSTPONED = (*UNREACHABLE, asyncpg.PostgresError, asyncpg.InterfaceError)
+
 log = logger("supervisor")
-
-
-@dataclass(slots=True)
-class Slot:
-    """One living slot process and the supervisor's ends of what it shares with it."""
-
-    plan: SlotPlan
-    slot_id: SlotId
-    process: Process
-    board: Board
-    control: socket.socket
-    started_at: float = field(default_factory=time.monotonic)
-    cancels: dict[UUID, float] = field(default_factory=dict)
-    killed_for: str | None = None
-
-    def order(self, line: str) -> None:
-        """Send a line; a slot that is gone or does not read is left to the watch."""
-        try:
-            self.control.send(f"{line}\n".encode(), socket.MSG_DONTWAIT)
-        except OSError as error:
-            log.warning("slot_unreachable", slot_id=self.slot_id, error=str(error))
-
-    def kill(self, reason: str) -> None:
-        """SIGKILL the slot; its jobs are rescued when its exit is seen."""
-        if self.killed_for is None and self.process.returncode is None:
-            self.killed_for = reason
-            log.warning("slot_killed", slot_id=self.slot_id, pool=self.plan.pool, reason=reason)
-            self.process.kill()
 
 
 class Supervisor:
     """Keeps the slots of some pools of this host alive until told to stop."""
 
     def __init__(
-        self, settings: Settings, postgres: Pool, redis: Redis, kinds: KindRegistry
+        self, settings: Settings, postgres: Pool, redis: Client, kinds: KindRegistry
     ) -> None:
         self._settings = settings
         self._postgres = postgres
         self._redis = redis
         self._kinds = kinds
         self._id = uuid7()
-        self._slots: dict[SlotId, Slot] = {}
+        self._identity = own_identity()
+        self._slots: dict[SlotId, SlotProcess] = {}
         self._not_ready: set[SlotPlan] = set()
         self._notifier = Notifier()
         self._stopping = anyio.Event()
-        self._beat_ok_at = time.monotonic()
+        self._watched_at = time.monotonic()
 
     async def run(self, plans: Sequence[SlotPlan], notifier: Notifier) -> None:
         """Keep one process a plan until SIGTERM or SIGINT, then drain; a second signal kills.
@@ -107,38 +84,37 @@ class Supervisor:
             helpers.start_soon(self._end_overdue_drain)
             helpers.start_soon(self._beat)
             helpers.start_soon(self._watch)
-            helpers.start_soon(self._pass_cancels)
             helpers.start_soon(
                 Sweeper(self._settings, self._postgres, self._redis, self._kinds).run
             )
             async with anyio.create_task_group() as keepers:
                 for plan in plans:
-                    keepers.start_soon(self._keep, plan)
+                    keepers.start_soon(self._keep, plan, helpers)
             helpers.cancel_scope.cancel()
 
     # -- a slot's life
 
-    async def _keep(self, plan: SlotPlan) -> None:
+    async def _keep(self, plan: SlotPlan, helpers: TaskGroup) -> None:
         """Start the slot, wait for its end, rescue what it held, start the next one."""
         pause_s = PAUSE_FIRST_S
         while not self._stopping.is_set():
             began = time.monotonic()
             try:
                 slot = await self._start(plan)
-            except UNREACHABLE as error:
+            except _POSTPONED as error:
                 log.warning("slot_start_waits", pool=plan.pool, error=str(error))
             else:
-                await self._hear(slot)
-                await slot.process.wait()
-                await self._bury(slot)
+                await self._attend(slot)
+                await self._bury(slot, helpers)
+                if slot.is_ready and (slot.recycled_for or slot.is_abandoned):
+                    continue
             if time.monotonic() - began > START_S:
                 pause_s = PAUSE_FIRST_S
             with anyio.move_on_after(pause_s):
                 await self._stopping.wait()
             pause_s = min(PAUSE_MAX_S, pause_s * 2)
 
-    async def _start(self, plan: SlotPlan) -> Slot:
-        kinds = tuple(kind.name for kind in self._kinds.of_pool(plan.pool))
+    async def _start(self, plan: SlotPlan) -> SlotProcess:
         async with self._postgres.acquire() as connection:
             slot_id = await slots.register(
                 connection,
@@ -148,13 +124,14 @@ class Supervisor:
                 host=socket.gethostname(),
                 pid=os.getpid(),
                 cores=plan.cpus,
-                kinds=kinds,
+                kinds=[kind.name for kind in self._kinds.of_pool(plan.pool)],
                 version=VERSION,
+                supervisor=self._identity,
             )
-        slot = await self._spawn(plan, slot_id)
+        slot = await spawn(self._settings, plan, slot_id)
         self._slots[slot_id] = slot
         if self._stopping.is_set():
-            slot.order("drain")
+            slot.drain()
         log.info(
             "slot_started",
             slot_id=slot_id,
@@ -164,127 +141,121 @@ class Supervisor:
         )
         return slot
 
-    async def _spawn(self, plan: SlotPlan, slot_id: SlotId) -> Slot:
-        board = Board.create()
-        ours, theirs = socket.socketpair()
-        config = SlotConfig(
-            plan.pool, plan.number, slot_id, plan.cpus, os.getpid(), board.fd, theirs.fileno()
-        )
-        with theirs:
-            process = await anyio.open_process(
-                [sys.executable, "-m", "workers.slots", config.encode()],
-                stdin=None,
-                stdout=None,
-                stderr=None,
-                pass_fds=(board.fd, theirs.fileno()),
-                env=_environment(self._settings, len(plan.cpus)),
-            )
-        return Slot(plan, slot_id, process, board, ours)
+    async def _attend(self, slot: SlotProcess) -> None:
+        """Tell others when the slot is ready; return when it has ended, or is given up."""
+        with slot.waiting:
+            if await slot.wait_ready():
+                self._not_ready.discard(slot.plan)
+                if not self._not_ready:
+                    self._notifier.ready()
+            await slot.process.wait()
 
-    async def _hear(self, slot: Slot) -> None:
-        """Return when the slot is ready, or has ended before."""
-        await anyio.wait_readable(slot.control)
-        with suppress(ConnectionResetError):
-            if slot.control.recv(len(READY)) != READY:
-                return
-            self._not_ready.discard(slot.plan)
-            if not self._not_ready:
-                self._notifier.ready()
-
-    async def _bury(self, slot: Slot) -> None:
-        """Declare a dead slot dead and put its jobs back, however long Postgres takes to answer."""
+    async def _bury(self, slot: SlotProcess, helpers: TaskGroup) -> None:
+        """Declare a slot dead and put its jobs back, however long Postgres takes to answer."""
+        reason = slot.ended_for or slot.recycled_for or f"exit {slot.process.returncode}"
         started = slot.board.read()
-        reason = slot.killed_for or f"exit {slot.process.returncode}"
         rescued = None
         while rescued is None:
             try:
-                async with self._postgres.acquire() as connection:
-                    await slots.end(connection, slot.slot_id, reason)
-                rescued = await slots.rescue(
-                    self._postgres,
-                    slot.slot_id,
-                    started=[job.job_id for job in started],
-                    endings=self._endings(slot, started),
-                    kinds=self._kinds,
-                )
-            except UNREACHABLE as error:
+                rescued = await self._rescue(slot, reason, started)
+            except _POSTPONED as error:
                 log.warning("rescue_waits", slot_id=slot.slot_id, error=str(error))
                 await anyio.sleep(self._settings.poll_s)
         del self._slots[slot.slot_id]
-        slot.board.close()
-        slot.control.close()
-        metrics.SLOT_DEATHS.labels(pool=slot.plan.pool).inc()
         log.info("slot_ended", slot_id=slot.slot_id, reason=reason, rescued=rescued.total)
+        metrics.JOBS_RESCUED.inc(rescued.total)
+        if slot.recycled_for:
+            metrics.SLOTS_RECYCLED.labels(slot.plan.pool, slot.recycled_for).inc()
+        else:
+            metrics.SLOT_DEATHS.labels(pool=slot.plan.pool).inc()
+        if slot.is_abandoned:
+            slot.order("end")
+            helpers.start_soon(self._see_off, slot)
+        else:
+            slot.close()
         await dispatch.announce(self._redis, rescued.ready)
 
-    def _endings(
-        self, slot: Slot, started: Sequence[Started]
-    ) -> Mapping[UUID, tuple[Token, Ending]]:
-        """What the kill of this slot decided for single jobs; all others are rescued."""
-        now_ns = time.monotonic_ns()
-        problem = Problem("timeout", "did not stop at its timeout_s, so its slot was killed")
-        return {
-            job.job_id: (Token(job.token), Failed(problem))
-            for job in started
-            if slot.killed_for and job.deadline_ns <= now_ns
-        }
+    async def _rescue(self, slot: SlotProcess, reason: str, started: Sequence[Started]) -> Rescued:
+        async with self._postgres.acquire() as connection:
+            was_live = await slots.end(connection, slot.slot_id, reason)
+        suspects = [job.job_id for job in started] if was_live and _died_by_itself(slot) else []
+        return await slots.rescue(
+            self._postgres,
+            slot.slot_id,
+            started=suspects,
+            endings=_endings(slot, started),
+            kinds=self._kinds,
+            backoff=Backoff(self._settings.backoff_s, self._settings.backoff_max_s),
+        )
+
+    async def _see_off(self, slot: SlotProcess) -> None:
+        """Wait for the end of an abandoned process: it ends itself when it goes on, or is killed
+        after a while.
+        """
+        with anyio.move_on_after(ABANDONED_S):
+            await slot.process.wait()
+        if slot.process.returncode is None:
+            slot.process.kill()
+            await slot.process.wait()
+        log.info("abandoned_slot_ended", slot_id=slot.slot_id, code=slot.process.returncode)
+        slot.close()
 
     # -- watching
 
     async def _beat(self) -> None:
-        """Bump the counters of all slots; an outage of Postgres is nobody's death."""
+        """Vouch for all slots, and pass on what is to be cancelled; an outage of Postgres is
+        nobody's death.
+        """
         while True:
+            states = {slot_id: slot.state for slot_id, slot in self._slots.items()}
             try:
-                async with self._postgres.acquire() as connection:
-                    await slots.beat(connection, list(self._slots))
-                self._beat_ok_at = time.monotonic()
-            except UNREACHABLE as error:
+                if states:
+                    await self._beat_once(states)
+            except _POSTPONED as error:
                 log.warning("beat_failed", error=str(error))
             await anyio.sleep(self._settings.heartbeat_s)
 
+    async def _beat_once(self, states: Mapping[SlotId, slots.SlotState]) -> None:
+        async with self._postgres.acquire() as connection:
+            live = await slots.beat(connection, states)
+        for slot_id in states:
+            if (slot := self._slots.get(slot_id)) is None:
+                continue
+            if slot_id in live:
+                slot.cancel(live[slot_id], time.monotonic())
+            elif not slot.is_abandoned:
+                # This process stood still for so long that others declared its slots dead.
+                slot.kill("declared dead by another supervisor")
+
     async def _watch(self) -> None:
-        """Kill slots whose job overstays its deadline or cancel, or whose loop stands still."""
+        """Look at every slot, more often while one has a job in hand."""
         while True:
+            now = time.monotonic()
+            was_held_up = now - self._watched_at > HELD_UP_S
+            self._watched_at = now
             for slot in list(self._slots.values()):
-                if (reason := self._overdue(slot)) is not None:
-                    slot.kill(reason)
-            await anyio.sleep(WATCH_S)
+                if was_held_up:
+                    slot.awake_since, slot.stopped_since = now, None
+                self._look_at(slot, now)
+            is_busy = any(slot.board.is_busy for slot in self._slots.values())
+            await anyio.sleep(WATCH_BUSY_S if is_busy else WATCH_IDLE_S)
 
-    def _overdue(self, slot: Slot) -> str | None:
-        now_ns = time.monotonic_ns()
-        grace_ns = int(KILL_AFTER_S * 1e9)
-        turned_ns = slot.board.turned_ns
-        if turned_ns == 0:
-            return "did not start" if time.monotonic() - slot.started_at > START_S else None
-        started = slot.board.read()
-        for job in started:
-            if now_ns > job.deadline_ns + grace_ns:
-                return f"job {job.job_id} overstayed its timeout"
-            asked_at = slot.cancels.get(job.job_id)
-            if asked_at is not None and time.monotonic() - asked_at > KILL_AFTER_S:
-                return f"job {job.job_id} did not stop when cancelled"
-        has_shared = any(not job.exclusive for job in started)
-        if has_shared and now_ns - turned_ns > int(STALL_S * 1e9):
-            return "event loop stood still"
-        return None
+    def _look_at(self, slot: SlotProcess, now: float) -> None:
+        if slot.is_abandoned:
+            return
+        slot.look(now)
+        if is_lost(slot, now):
+            slot.abandon("stopped, by SIGSTOP or a debugger")
+        elif (kill := overdue(slot, now)) is not None:
+            slot.kill(kill.reason, is_to_blame=kill.is_to_blame)
+        elif self._may_recycle(slot) and (worn := worn_out(slot, self._settings, now)) is not None:
+            slot.recycle(worn)
 
-    async def _pass_cancels(self) -> None:
-        """Tell slots which of their jobs are to be cancelled."""
-        while True:
-            try:
-                async with self._postgres.acquire() as connection:
-                    requested = await slots.requested_cancels(connection, list(self._slots))
-            except UNREACHABLE:
-                requested = {}
-            for slot_id, job_ids in requested.items():
-                if (slot := self._slots.get(slot_id)) is not None:
-                    self._cancel(slot, job_ids)
-            await anyio.sleep(CANCEL_POLL_S)
-
-    def _cancel(self, slot: Slot, job_ids: Sequence[UUID]) -> None:
-        slot.cancels = {job_id: slot.cancels.get(job_id, time.monotonic()) for job_id in job_ids}
-        for job_id in job_ids:
-            slot.order(f"cancel {job_id}")
+    def _may_recycle(self, slot: SlotProcess) -> bool:
+        """One slot of a pool at a time, and only while the others are at work."""
+        pool = [other for other in self._slots.values() if other.plan.pool == slot.plan.pool]
+        others_work = all(other.state is slots.SlotState.LIVE for other in pool)
+        return others_work and slot.plan not in self._not_ready
 
     # -- stopping
 
@@ -298,7 +269,7 @@ class Supervisor:
                     log.info("draining", signal=number.name, slots=len(self._slots))
                     self._stopping.set()
                     for slot in self._slots.values():
-                        slot.order("drain")
+                        slot.drain()
 
     async def _end_overdue_drain(self) -> None:
         """A slot whose loop is stuck cannot end its own drain: kill what is left after the grace
@@ -313,14 +284,23 @@ class Supervisor:
             slot.kill(reason)
 
 
-def _environment(settings: Settings, cores: int) -> dict[str, str]:
-    """The environment of a slot: ours, the resolved addresses, and its thread limits."""
+def _died_by_itself(slot: SlotProcess) -> bool:
+    """Whether one of its jobs may have ended the slot, and not somebody from outside."""
+    if slot.ended_for is not None:
+        return slot.is_to_blame
+    return not (slot.is_draining and slot.process.returncode in {EXIT_DONE, EXIT_ENDED})
+
+
+def _endings(slot: SlotProcess, started: Sequence[Started]) -> Mapping[UUID, tuple[Token, Ending]]:
+    """What the kill of this slot decided for single jobs; all others are rescued."""
+    if slot.ended_for is None or slot.is_abandoned:
+        return {}
+    now_ns = time.monotonic_ns()
+    problem = Problem("timeout", "did not stop at its timeout_s, so its slot was killed")
     return {
-        **os.environ,
-        "XNAI_DATA_DIR": str(settings.data_dir),
-        "XNAI_DATABASE_URL": settings.database_url or "",
-        "XNAI_REDIS_URL": settings.redis_url or "",
-        **thread_environment(cores),
+        job.job_id: (Token(job.token), Failed(problem))
+        for job in started
+        if job.deadline_ns <= now_ns
     }
 
 

@@ -5,10 +5,12 @@ once.
 """
 
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from uuid import UUID
 
 import anyio
-from redis.asyncio import Redis
+import asyncpg
 
 from jobs import batches, dispatch, ledger, limits, pools, slots
 from jobs.kinds import KindRegistry
@@ -16,10 +18,13 @@ from jobs.model import SlotId
 from runtime import metrics
 from runtime.logs import logger
 from runtime.postgres import UNREACHABLE, Connection, Pool
+from runtime.redis import Client
 from runtime.settings import Settings
 
 PROMOTE_MAX = 5000
 ROUND_MAX_S = 5.0
+# Who declares a slot dead rescues its jobs at once, knowing more than anybody else.
+HANDOVER_S = 3.0
 
 log = logger("sweeper")
 
@@ -41,7 +46,7 @@ class DeathWatch:
         """Forget everything: the connection broke."""
         self._seen.clear()
 
-    def look(self, beats: dict[SlotId, int], now: float) -> list[SlotId]:
+    def look(self, beats: Mapping[SlotId, slots.Beat], now: float) -> list[SlotId]:
         """The slots found dead at `now`, in monotonic seconds."""
         if now - self._last_look > self.dead_after_s / 2:
             self.restart()
@@ -51,8 +56,8 @@ class DeathWatch:
         dead = []
         for slot_id, beat in beats.items():
             last_beat, since = self._seen.get(slot_id, (-1, now))
-            if beat != last_beat:
-                self._seen[slot_id] = (beat, now)
+            if beat.count != last_beat:
+                self._seen[slot_id] = (beat.count, now)
             elif now - since >= self.dead_after_s:
                 dead.append(slot_id)
         return dead
@@ -62,7 +67,7 @@ class Sweeper:
     """Sweeps every `sweep_s`; an outage of Postgres is waited out."""
 
     def __init__(
-        self, settings: Settings, postgres: Pool, redis: Redis, kinds: KindRegistry
+        self, settings: Settings, postgres: Pool, redis: Client, kinds: KindRegistry
     ) -> None:
         self._settings = settings
         self._postgres = postgres
@@ -87,14 +92,26 @@ class Sweeper:
             await anyio.sleep(self._settings.sweep_s)
 
     async def sweep(self) -> None:
-        """One round over everything."""
+        """One round over everything there is to do."""
         async with self._postgres.acquire() as connection:
-            await self._promote(connection)
-            await self._find_dead(connection)
-            await batches.finish_due(connection)
-            await dispatch.announce(self._redis, await limits.audit(connection))
-            unannounced = await pools.unannounced(connection, older_than_s=self._settings.sweep_s)
+            found = await slots.to_sweep(connection)
+            if found.expired or found.due:
+                await self._promote(connection)
+            if found.batches:
+                await batches.finish_due(connection)
+            if found.limits:
+                await dispatch.announce(self._redis, await limits.audit(connection))
+            dead = await self._find_dead(connection)
+            unannounced: Mapping[str, Sequence[UUID]] = {}
+            if found.ready:
+                unannounced = await pools.unannounced(
+                    connection, older_than_s=self._settings.sweep_s
+                )
         await dispatch.announce(self._redis, unannounced)
+        for slot_id in dead:
+            rescued = await slots.rescue(self._postgres, slot_id, started=None, kinds=self._kinds)
+            metrics.JOBS_RESCUED.inc(rescued.total)
+            await dispatch.announce(self._redis, rescued.ready)
 
     async def _promote(self, connection: Connection) -> None:
         """Queue scheduled jobs whose time has come, cancel those whose time is over."""
@@ -103,12 +120,22 @@ class Sweeper:
         ready = await ledger.promote_due(connection, PROMOTE_MAX)
         await dispatch.announce(self._redis, ready)
 
-    async def _find_dead(self, connection: Connection) -> None:
-        dead = self._watch.look(await slots.beats(connection), time.monotonic())
-        for slot_id in dead:
-            await slots.end(connection, slot_id, "no heartbeat")
-            log.warning("slot_declared_dead", slot_id=slot_id, after_s=self._settings.dead_after_s)
-        for slot_id in await slots.ended_holding(connection):
-            rescued = await slots.rescue(self._postgres, slot_id, started=None, kinds=self._kinds)
-            metrics.JOBS_RESCUED.inc(rescued.total)
-            await dispatch.announce(self._redis, rescued.ready)
+    async def _find_dead(self, connection: Connection) -> list[SlotId]:
+        """Declare slots dead; answers them, and those that somebody else left holding jobs."""
+        beats = await slots.beats(connection)
+        gone = dict.fromkeys(self._watch.look(beats, time.monotonic()), "no heartbeat")
+        # Where the supervisor would be seen, nobody needs to wait for the beats that it owes.
+        ended = {one for one in {beat.supervisor for beat in beats.values()} if one.is_gone()}
+        gone |= {
+            slot_id: "its supervisor is gone"
+            for slot_id, beat in beats.items()
+            if beat.supervisor in ended
+        }
+        for slot_id, reason in gone.items():
+            try:
+                await slots.end(connection, slot_id, reason)
+                log.warning("slot_declared_dead", slot_id=slot_id, reason=reason)
+            except asyncpg.LockNotAvailableError as error:
+                log.warning("slot_not_declared_dead", slot_id=slot_id, error=str(error))
+        left = await slots.ended_holding(connection, since_s=HANDOVER_S)
+        return list({*gone, *left})

@@ -11,6 +11,7 @@ from api.deps import LIST_DEFAULT, Cursor, Limit, WithServices
 from api.routing import router as make_router
 from api.views import Page, View
 from jobs import slots
+from jobs.slots import SlotState
 
 router = make_router("workers")
 
@@ -29,6 +30,7 @@ class SlotView(View):
     cores: list[int]
     kinds: list[str]
     version: str
+    state: SlotState
     started_at: datetime
     beat: int
     beat_at: datetime

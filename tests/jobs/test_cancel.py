@@ -41,7 +41,8 @@ async def test_a_running_job_is_asked_and_its_slot_told(desk: Desk) -> None:
     for _ in range(2):
         assert (await _cancel(desk, accepted.id)).requested == {slot: (accepted.id,)}
     async with desk.pool.acquire() as connection:
-        assert await slots.requested_cancels(connection, [slot]) == {slot: (accepted.id,)}
+        live = slots.SlotState.LIVE
+        assert await slots.beat(connection, {slot: live}) == {slot: (accepted.id,)}
     assert (await desk.get(accepted.id)).cancel_requested_at is not None
     await desk.end(slot, jobs, Cancelled("cancelled by request"))
     assert await desk.states(accepted.id) == ["cancelled"]

@@ -1,13 +1,17 @@
 """Who is dead: counters that stand still under an unbroken watch, and nobody else."""
 
 from jobs.model import SlotId
+from jobs.slots import UNKNOWN, Beat
 from workers.sweeper import DeathWatch
 
 A, B = SlotId(1), SlotId(2)
 
 
 def looks(watch: DeathWatch, *rounds: tuple[float, dict[SlotId, int]]) -> list[list[SlotId]]:
-    return [watch.look(beats, now) for now, beats in rounds]
+    return [
+        watch.look({slot: Beat(count, UNKNOWN) for slot, count in counts.items()}, now)
+        for now, counts in rounds
+    ]
 
 
 def test_a_counter_that_stands_still_for_the_limit_is_dead() -> None:
