@@ -15,6 +15,7 @@ from uuid import UUID
 import anyio
 import asyncpg
 from anyio.abc import TaskGroup
+from redis.asyncio import Redis
 
 from jobs import dispatch, slots
 from jobs.kinds import KindRegistry, load_kinds
@@ -27,7 +28,7 @@ from runtime.logs import logger
 from runtime.postgres import UNREACHABLE, Pool, open_pool
 from runtime.processes import own_identity
 from runtime.readiness import Notifier
-from runtime.redis import Client, connect
+from runtime.redis import connect
 from runtime.settings import Settings
 from runtime.version import VERSION
 from workers.board import Started
@@ -58,7 +59,7 @@ class Supervisor:
     """Keeps the slots of some pools of this host alive until told to stop."""
 
     def __init__(
-        self, settings: Settings, postgres: Pool, redis: Client, kinds: KindRegistry
+        self, settings: Settings, postgres: Pool, redis: Redis, kinds: KindRegistry
     ) -> None:
         self._settings = settings
         self._postgres = postgres

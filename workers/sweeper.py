@@ -11,6 +11,7 @@ from uuid import UUID
 
 import anyio
 import asyncpg
+from redis.asyncio import Redis
 
 from jobs import batches, dispatch, ledger, limits, pools, slots
 from jobs.kinds import KindRegistry
@@ -18,7 +19,7 @@ from jobs.model import SlotId
 from runtime import metrics
 from runtime.logs import logger
 from runtime.postgres import UNREACHABLE, Connection, Pool
-from runtime.redis import Client
+
 from runtime.settings import Settings
 
 PROMOTE_MAX = 5000
@@ -67,7 +68,7 @@ class Sweeper:
     """Sweeps every `sweep_s`; an outage of Postgres is waited out."""
 
     def __init__(
-        self, settings: Settings, postgres: Pool, redis: Client, kinds: KindRegistry
+        self, settings: Settings, postgres: Pool, redis: Redis, kinds: KindRegistry
     ) -> None:
         self._settings = settings
         self._postgres = postgres
