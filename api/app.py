@@ -4,14 +4,15 @@ process.
 
 from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager
+from functools import partial
 
 import anyio
 from anyio.abc import TaskGroup
 from fastapi import FastAPI
 
 from api import openapi, translations
-from api.announcer import Announcer
 from api.auth import Authentication, Authenticator
+from api.availability import Availability, Bounded
 from api.backlog import BacklogGuard
 from api.deps import Services
 from api.middleware import Hardening, Measurement
@@ -33,12 +34,13 @@ from api.routes import (
 from api.submissions import Submissions
 from api.watch import Hub
 from corpus.search_client import SearchClient
+from jobs.announcer import Announcer
 from jobs.kinds import load_kinds
 from jobs.live import LiveStream
 from runtime import redis as runtime_redis
 from runtime.egress import EgressPolicy
 from runtime.logs import logger
-from runtime.postgres import Pool, open_pool
+from runtime.postgres import Pool, connect, database_url, open_pool
 from runtime.settings import Settings
 from runtime.version import VERSION
 
@@ -90,6 +92,7 @@ def create_app(settings: Settings) -> FastAPI:
     translations.install(app, routes)
     openapi.install(app, kinds)
     app.add_middleware(Authentication)
+    app.add_middleware(Bounded)
     app.add_middleware(Hardening)
     app.add_middleware(Measurement)
     return app
@@ -103,6 +106,8 @@ async def _services(settings: Settings) -> AsyncIterator[tuple[Services, TaskGro
     redis = runtime_redis.connect(settings)
     live = LiveStream(redis)
     announcer = Announcer(redis, live)
+    ping = partial(connect, database_url(settings), role="api watch")
+    availability = Availability(ping, postgres)
     try:
         search = SearchClient(postgres, settings)
         async with aclosing(search), anyio.create_task_group() as owned:
@@ -114,18 +119,23 @@ async def _services(settings: Settings) -> AsyncIterator[tuple[Services, TaskGro
                 live=live,
                 hub=Hub(live),
                 announcer=announcer,
-                submissions=Submissions(postgres, kinds, announcer, ageing_s=settings.ageing_s),
+                submissions=Submissions(
+                    postgres, kinds, announcer, availability, ageing_s=settings.ageing_s
+                ),
+                availability=availability,
                 backlog=BacklogGuard(postgres, kinds, backlog_max=settings.backlog_max),
                 authenticator=Authenticator(postgres),
                 search=search,
                 egress=EgressPolicy(settings.egress_allow),
                 owned=owned,
             )
-            for loop in (services.submissions.run, announcer.run, services.hub.run):
-                owned.start_soon(loop)
+            loops = (services.submissions, announcer, services.hub, availability)
+            for loop in loops:
+                owned.start_soon(loop.run)
             owned.start_soon(_note_last_uses, services.authenticator)
             yield services, owned
     finally:
+        availability.close()
         await redis.aclose()
         await _close(postgres)
 

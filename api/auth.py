@@ -24,7 +24,7 @@ from jobs.model import TenantId
 from runtime.postgres import Pool
 
 TRUST_S = 5.0
-ACQUIRE_TIMEOUT_S = 5.0
+ACQUIRE_TIMEOUT_S = 4.0
 CACHE_ENTRIES_MAX = 10_000
 _HEADER_BYTES_MAX = 512
 

@@ -13,13 +13,14 @@ from fastapi import Depends, Header, Query, Request
 from pydantic import StringConstraints
 from redis.asyncio import Redis
 
-from api.announcer import Announcer
 from api.auth import Authenticator
+from api.availability import Availability
 from api.backlog import BacklogGuard
 from api.submissions import Submissions
 from api.watch import Hub
 from corpus.search_client import SearchClient
 from jobs import batches
+from jobs.announcer import Announcer
 from jobs.kinds import KindRegistry
 from jobs.live import LiveStream
 from jobs.model import TenantId
@@ -27,7 +28,7 @@ from runtime.egress import EgressPolicy
 from runtime.postgres import Connection, Pool
 from runtime.settings import Settings
 
-ACQUIRE_TIMEOUT_S = 5.0
+ACQUIRE_TIMEOUT_S = 4.0
 LIST_MAX = 1000
 LIST_DEFAULT = 100
 
@@ -44,6 +45,7 @@ class Services:
     hub: Hub
     announcer: Announcer
     submissions: Submissions
+    availability: Availability
     backlog: BacklogGuard
     authenticator: Authenticator
     search: SearchClient

@@ -12,16 +12,17 @@ from uuid import UUID
 
 import anyio
 
-from api.announcer import Announcer
+from api.availability import Availability
 from api.translations import POSTGRES_AWAY
 from jobs import ledger, lookup
+from jobs.announcer import Announcer
 from jobs.kinds import KindRegistry
 from jobs.model import Accepted, Job, NewJob, TenantId
 from jobs.states import JobState
 from runtime.postgres import Connection, Pool
 
 GROUP_MAX = 500
-ACQUIRE_TIMEOUT_S = 5.0
+ACQUIRE_TIMEOUT_S = 4.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,11 +53,18 @@ class Submissions:
     """The queue of single submissions, and the one loop that commits them."""
 
     def __init__(
-        self, postgres: Pool, kinds: KindRegistry, announcer: Announcer, *, ageing_s: float
+        self,
+        postgres: Pool,
+        kinds: KindRegistry,
+        announcer: Announcer,
+        availability: Availability,
+        *,
+        ageing_s: float,
     ) -> None:
         self._postgres = postgres
         self._kinds = kinds
         self._announcer = announcer
+        self._availability = availability
         self._ageing_s = ageing_s
         self._waiting: deque[_Waiting] = deque()
         self._wake = anyio.Event()
@@ -82,11 +90,8 @@ class Submissions:
 
     async def _commit(self, group: list[_Waiting]) -> None:
         try:
-            async with (
-                self._postgres.acquire(timeout=ACQUIRE_TIMEOUT_S) as connection,
-                connection.transaction(),
-            ):
-                submitted = await self._enqueue(connection, group)
+            with self._availability.bounded():
+                submitted = await self._enqueue_all(group)
         except POSTGRES_AWAY as error:
             for request in group:
                 request.end(error)
@@ -104,6 +109,13 @@ class Submissions:
             return
         for request in group:
             await self._commit([request])
+
+    async def _enqueue_all(self, group: list[_Waiting]) -> list[Submitted]:
+        async with (
+            self._postgres.acquire(timeout=ACQUIRE_TIMEOUT_S) as connection,
+            connection.transaction(),
+        ):
+            return await self._enqueue(connection, group)
 
     async def _enqueue(self, connection: Connection, group: list[_Waiting]) -> list[Submitted]:
         by_tenant: dict[TenantId, list[int]] = defaultdict(list)

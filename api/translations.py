@@ -68,7 +68,10 @@ def _refused(error: ledger.JobsRefused) -> Problem:
 def postgres_away(error: Exception) -> Problem:
     """Postgres is down, restarting, full or too slow."""
     log.warning("postgres_away", error=str(error) or type(error).__name__)
-    return unavailable("Postgres does not answer at the moment: nothing was accepted, try again")
+    return unavailable(
+        "Postgres does not answer at the moment: try again; with an Idempotency-Key nothing is "
+        "accepted twice"
+    )
 
 
 def _data_error(error: asyncpg.DataError) -> Problem:

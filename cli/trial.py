@@ -17,7 +17,6 @@ from pathlib import Path
 
 import anyio
 from anyio.abc import Process
-from redis.asyncio import Redis
 
 from jobs import batches, dispatch, ledger
 from jobs.kinds import KindRegistry
@@ -27,6 +26,7 @@ from runtime.errors import XnaiError
 from runtime.migrate import migrate
 from runtime.pools import PoolSpec
 from runtime.postgres import Connection
+from runtime.redis import Client
 from runtime.settings import Settings, load_settings, to_environment
 from runtime.sql import load_queries
 
@@ -129,7 +129,7 @@ async def stop_process(process: Process) -> None:
 
 
 async def accept(
-    connection: Connection, redis: Redis, kinds: KindRegistry, jobs: Sequence[NewJob]
+    connection: Connection, redis: Client, kinds: KindRegistry, jobs: Sequence[NewJob]
 ) -> None:
     """Enqueue one commit's worth of jobs in a batch of their own, then announce them."""
     async with connection.transaction():

@@ -22,6 +22,7 @@ from redis.exceptions import RedisError
 
 from runtime import metrics
 from runtime.logs import logger
+from runtime.redis import Client
 
 # However deep the backlog, at most this many wake-ups of a pool lie in Redis.
 RUNWAY = 64
@@ -48,15 +49,17 @@ def queue_name(pool: str) -> str:
     return f"{default_queue_name}:{pool}"
 
 
-async def announce(redis: Redis, ready: Mapping[str, Sequence[UUID]]) -> None:
+async def announce(redis: Client, ready: Mapping[str, Sequence[UUID]]) -> None:
     """Wake one slot for each few jobs that became ready; `ready` maps pools to job ids.
 
-    Never raises when Redis is away: slots poll and the sweeper announces again, so nothing is lost.
+    Never raises when Redis is away, and never waits long: slots poll and the sweeper announces
+    again, so nothing is lost.
     """
     if not any(ready.values()):
         return
     try:
-        async with redis.pipeline(transaction=False) as pipe:
+        with redis.briefly():
+            pipe = redis.pipeline(transaction=False)
             for pool, ids in ready.items():
                 _queue_messages(pipe, pool, ids)
             await pipe.execute()
@@ -65,7 +68,7 @@ async def announce(redis: Redis, ready: Mapping[str, Sequence[UUID]]) -> None:
         log.warning("announce_failed", error=str(error), pools=sorted(ready))
 
 
-def _queue_messages(pipe: "Redis", pool: str, ids: Sequence[UUID]) -> None:
+def _queue_messages(pipe: Redis, pool: str, ids: Sequence[UUID]) -> None:
     """Spread the ids over at most a runway of messages; surplus ids are left to the claims."""
     if not ids:
         return
@@ -82,7 +85,7 @@ def _queue_messages(pipe: "Redis", pool: str, ids: Sequence[UUID]) -> None:
     pipe.zremrangebyrank(queue_name(pool), 0, -RUNWAY - 1)
 
 
-async def wait(redis: Redis, pool: str, timeout_s: float) -> WakeUp | None:
+async def wait(redis: Client, pool: str, timeout_s: float) -> WakeUp | None:
     """Block until a wake-up of the pool arrives; None after `timeout_s`. Raises UNAVAILABLE."""
     popped = await redis.bzpopmin(queue_name(pool), timeout=timeout_s)
     if popped is None:
@@ -103,6 +106,6 @@ def _hints(data: bytes | None) -> tuple[str, ...]:
     return tuple(map(str, args))
 
 
-async def waiting(redis: Redis, pool: str) -> int:
+async def waiting(redis: Client, pool: str) -> int:
     """How many wake-ups of the pool lie in Redis."""
     return int(await redis.zcard(queue_name(pool)))

@@ -11,18 +11,21 @@ from dataclasses import dataclass
 from uuid import UUID
 
 import orjson
-from redis.asyncio import Redis
+from redis.exceptions import ConnectionError as RedisConnectionError
 
 from jobs.dispatch import UNAVAILABLE
 from jobs.model import ClaimedJob, JsonObject
 from runtime import metrics
+from runtime.redis import Client
 
 CHANNEL = "xnai:live"
 STREAM_PREFIX = "xnai:tokens:"
 PROGRESS_PREFIX = "xnai:progress:"
 STREAM_ENTRIES_MAX = 20_000
 TTL_S = 900
-SUBSCRIPTION_POLL_S = 5.0
+# Asked for with every answer about a running job: it may not hold that back.
+PROGRESS_LIMIT_S = 0.25
+SUBSCRIPTION_POLL_S = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,14 +55,15 @@ class Progress:
 class LiveStream:
     """Publishes and reads live signals. Every publishing method is best effort and never raises."""
 
-    def __init__(self, redis: Redis) -> None:
+    def __init__(self, redis: Client) -> None:
         self._redis = redis
 
     async def progress(self, job: ClaimedJob, done: int, total: int | None, text: str) -> None:
         """Remember and publish a job's progress."""
         data: JsonObject = {"done": done, "total": total, "message": text}
         try:
-            async with self._redis.pipeline(transaction=False) as pipe:
+            with self._redis.briefly():
+                pipe = self._redis.pipeline(transaction=False)
                 pipe.setex(f"{PROGRESS_PREFIX}{job.id}", TTL_S, orjson.dumps(data))
                 pipe.publish(CHANNEL, _encode("job.progress", job, data))
                 await pipe.execute()
@@ -68,21 +72,27 @@ class LiveStream:
 
     async def token(self, job: ClaimedJob, text: str) -> None:
         """Append a piece of generated text to the job's stream and publish it with its cursor."""
-        key = f"{STREAM_PREFIX}{job.id}"
+        data: JsonObject = {"attempt": job.attempt, "text": text}
         try:
-            cursor = await self._redis.xadd(
-                key,
-                {"attempt": job.attempt, "text": text},
-                maxlen=STREAM_ENTRIES_MAX,
-                approximate=True,
-            )
-            async with self._redis.pipeline(transaction=False) as pipe:
-                pipe.expire(key, TTL_S)
-                data: JsonObject = {"attempt": job.attempt, "text": text}
-                pipe.publish(CHANNEL, _encode("job.token", job, data, cursor.decode()))
-                await pipe.execute()
+            with self._redis.briefly():
+                cursor = await self._append(job, text)
+                await self._redis.publish(CHANNEL, _encode("job.token", job, data, cursor))
         except UNAVAILABLE:
             metrics.DISPATCH_FAILURES.inc()
+
+    async def _append(self, job: ClaimedJob, text: str) -> str:
+        """One step, so that no stream is ever without its end of life."""
+        key = f"{STREAM_PREFIX}{job.id}"
+        pipe = self._redis.pipeline(transaction=True)
+        pipe.xadd(
+            key,
+            {"attempt": job.attempt, "text": text},
+            maxlen=STREAM_ENTRIES_MAX,
+            approximate=True,
+        )
+        pipe.expire(key, TTL_S)
+        cursor, _ = await pipe.execute()
+        return str(cursor.decode())
 
     async def started(self, jobs: Sequence[ClaimedJob]) -> None:
         """Say that jobs were claimed by a slot and begin to run."""
@@ -100,7 +110,8 @@ class LiveStream:
 
     async def _publish(self, signals: Iterable[bytes]) -> None:
         try:
-            async with self._redis.pipeline(transaction=False) as pipe:
+            with self._redis.briefly():
+                pipe = self._redis.pipeline(transaction=False)
                 for signal in signals:
                     pipe.publish(CHANNEL, signal)
                 await pipe.execute()
@@ -112,7 +123,9 @@ class LiveStream:
         if not job_ids:
             return {}
         try:
-            found = await self._redis.mget([f"{PROGRESS_PREFIX}{job_id}" for job_id in job_ids])
+            with self._redis.briefly(PROGRESS_LIMIT_S):
+                keys = [f"{PROGRESS_PREFIX}{job_id}" for job_id in job_ids]
+                found = await self._redis.mget(keys)
         except UNAVAILABLE:
             return {}
         return {
@@ -128,7 +141,8 @@ class LiveStream:
         UNAVAILABLE.
         """
         start = f"({cursor}" if cursor else "-"
-        entries = await self._redis.xrange(f"{STREAM_PREFIX}{job_id}", min=start)
+        with self._redis.briefly():
+            entries = await self._redis.xrange(f"{STREAM_PREFIX}{job_id}", min=start)
         return [(key.decode(), int(f[b"attempt"]), f[b"text"].decode()) for key, f in entries]
 
     async def signals(self) -> AsyncIterator[Signal]:
@@ -140,9 +154,16 @@ class LiveStream:
         subscription = self._redis.pubsub(ignore_subscribe_messages=True)
         async with aclosing(subscription):
             await subscription.subscribe(CHANNEL)
+            is_asked = False
             while True:
                 received = await subscription.get_message(timeout=SUBSCRIPTION_POLL_S)
-                if received is not None:
+                if received is None:
+                    # A line that is cut brings no error, only silence.
+                    if is_asked:
+                        raise RedisConnectionError("the subscription has fallen silent")
+                    await subscription.ping()
+                is_asked = received is None
+                if received is not None and received["type"] == "message":
                     yield _decode(received["data"])
 
 

@@ -61,11 +61,11 @@ OUTAGE = (
     asyncpg.PostgresSystemError,
     asyncpg.ReadOnlySQLTransactionError,
 )
-# All that passes without a restart of ours: our loops wait, and try again.
-UNREACHABLE = (
-    OSError,
-    ssl.SSLError,
-    *OUTAGE,
+# The server does not do what it is asked to, or cannot be asked: passes without a restart of ours.
+UNREACHABLE = (OSError, ssl.SSLError, *OUTAGE)
+# And what one statement may meet at any time: loops that must not end do it again.
+PASSING = (
+    *UNREACHABLE,
     asyncpg.QueryCanceledError,
     asyncpg.LockNotAvailableError,
     asyncpg.TransactionRollbackError,

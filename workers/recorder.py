@@ -12,17 +12,16 @@ from dataclasses import dataclass, field
 from math import inf
 
 import anyio
-from redis.asyncio import Redis
 
-from jobs import batches, dispatch, ledger
+from jobs import batches, ledger
+from jobs.announcer import Announcer
 from jobs.kinds import KindRegistry
 from jobs.ledger import Ended, Recorded
-from jobs.live import LiveStream
-from jobs.model import SlotId
+from jobs.model import SlotId, TenantId
 from jobs.outcomes import Backoff
 from runtime import metrics
 from runtime.logs import logger
-from runtime.postgres import UNREACHABLE, Pool
+from runtime.postgres import PASSING, Pool
 
 BATCH_MAX = 500
 RETRY_PAUSE_S = 0.5
@@ -35,8 +34,7 @@ class Book:
     """What the recorder writes with."""
 
     postgres: Pool
-    redis: Redis
-    live: LiveStream
+    announcer: Announcer
     kinds: KindRegistry
     slot_id: SlotId
     backoff: Backoff = field(default_factory=Backoff)
@@ -92,24 +90,24 @@ class Recorder:
                     )
                     if recorded.batches:
                         await batches.finish_due(connection, recorded.batches)
-            except UNREACHABLE as error:
+            except PASSING as error:
                 log.warning("record_waits", jobs=len(batch), error=str(error))
                 await anyio.sleep(RETRY_PAUSE_S)
-        await self._tell(batch, recorded)
+        self._tell(batch, recorded)
 
-    async def _tell(self, batch: list[Ended], recorded: Recorded) -> None:
+    def _tell(self, batch: list[Ended], recorded: Recorded) -> None:
         _count(batch, recorded)
         if recorded.stale:
             metrics.FENCED_WRITES.inc(len(recorded.stale))
             log.warning("late_outcome_refused", job_ids=[str(job_id) for job_id in recorded.stale])
-        await dispatch.announce(self._book.redis, recorded.ready)
-        by_tenant: dict[int, list[Ended]] = {}
+        self._book.announcer.announce(recorded.ready)
+        by_tenant: dict[TenantId, list[Ended]] = {}
         for ended in batch:
             by_tenant.setdefault(ended.job.tenant_id, []).append(ended)
         for tenant_id, own in by_tenant.items():
             touched = {ended.job.batch_id for ended in own if ended.job.batch_id is not None}
             ids = {job_id for ended in own for job_id in (ended.job.id, *ended.job.lineage)}
-            await self._book.live.changed(tenant_id, ids, touched)
+            self._book.announcer.changed(tenant_id, ids, touched)
 
 
 def _count(batch: list[Ended], recorded: Recorded) -> None:

@@ -11,28 +11,29 @@ from uuid import UUID
 
 import anyio
 from anyio.abc import TaskGroup
-from redis.asyncio import Redis
 
 from engines.memory import give_back_memory
-from jobs import dispatch, ledger
+from jobs import ledger
+from jobs.announcer import Announcer
 from jobs.kinds import Kind
 from jobs.ledger import Ended
 from jobs.model import ClaimedJob, SlotId
 from jobs.outcomes import Backoff, Cancelled, Ending, Failed, Released
 from runtime import metrics
 from runtime.logs import logger
-from runtime.postgres import UNREACHABLE
+from runtime.postgres import PASSING
+from runtime.redis import Client
 from workers.board import ENTRIES_MAX, Board, Started
 from workers.execution import InHand, StopReason, execute, prepare
 from workers.recorder import Book, Recorder
 from workers.run import Services
+from workers.wakeups import WakeUps
 
 CLAIM_MAX = 500
 # A slot claims at most this much measured work ahead, so that a neighbour is never kept waiting for
 # it.
 AHEAD_S = 0.05
 SMOOTHING = 0.2
-BLOCK_S = 5.0
 WATCH_BUSY_S = 0.1
 WATCH_IDLE_S = 0.5
 STOP_GRACE_S = 3.0
@@ -47,7 +48,7 @@ class Post:
     slot_id: SlotId
     pool: str
     board: Board
-    redis: Redis
+    redis: Client
     services: Services
 
 
@@ -73,19 +74,19 @@ class Runner:
         """
         services = self.post.services
         settings = services.settings
+        announcer = Announcer(self.post.redis, services.live)
         book = Book(
             services.postgres,
-            self.post.redis,
-            services.live,
+            announcer,
             services.kinds,
             self.post.slot_id,
             Backoff(settings.backoff_s, settings.backoff_max_s),
         )
         recorder = Recorder(book)
-        async with anyio.create_task_group() as recording:
+        async with announcer.telling(), anyio.create_task_group() as recording:
             recording.start_soon(recorder.run)
             async with anyio.create_task_group() as watching:
-                watching.start_soon(self._watch)
+                watching.start_soon(self._watch, announcer)
                 async with anyio.create_task_group() as running:
                     await self._claim_until_drained(running, recorder)
                 watching.cancel_scope.cancel()
@@ -112,6 +113,8 @@ class Runner:
     # -- claiming
 
     async def _claim_until_drained(self, running: TaskGroup, recorder: Recorder) -> None:
+        poll_s = self.post.services.settings.poll_s
+        wake_ups = WakeUps(self.post.redis, self.post.pool, poll_s=poll_s)
         while not self._draining.is_set():
             room = self._room()
             if room < 1:
@@ -119,11 +122,12 @@ class Runner:
                 await self._freed.wait()
                 continue
             jobs = await self._claim(room)
+            wake_ups.found(len(jobs))
             for job in jobs:
                 self._waiting[job.id] = job
                 running.start_soon(self._run_job, job, recorder, time.monotonic())
             if not jobs:
-                await self._block()
+                await self._block(wake_ups)
 
     def _room(self) -> int:
         """How many jobs to claim now: what runs at once, and for exclusive kinds a little ahead."""
@@ -144,7 +148,7 @@ class Runner:
                 jobs = await ledger.claim(
                     connection, self.post.slot_id, self.post.pool, kinds, room, alone_ok=alone_ok
                 )
-        except UNREACHABLE as error:
+        except PASSING as error:
             log.warning("claim_waits", error=str(error))
             await anyio.sleep(services.settings.poll_s)
             return []
@@ -155,20 +159,15 @@ class Runner:
             metrics.START_LATENCY.labels(self.post.pool).observe(max(0.0, waited_s))
         return jobs
 
-    async def _block(self) -> None:
+    async def _block(self, wake_ups: WakeUps) -> None:
         """Sleep until a wake-up, a drain, or the next poll."""
-        poll_s = self.post.services.settings.poll_s
         with anyio.CancelScope() as self._idle:
             if self._draining.is_set():
                 return
-            try:
-                woken = await dispatch.wait(self.post.redis, self.post.pool, BLOCK_S)
-                if woken is None and self._has_run and not self.in_hand:
-                    self._has_run = False
-                    give_back_memory()
-            except dispatch.UNAVAILABLE:
-                metrics.DISPATCH_FAILURES.inc()
-                await anyio.sleep(poll_s)
+            is_quiet = await wake_ups.wait()
+            if is_quiet and self._has_run and not self.in_hand:
+                self._has_run = False
+                give_back_memory()
 
     # -- running
 
@@ -220,7 +219,7 @@ class Runner:
 
     # -- watching
 
-    async def _watch(self) -> None:
+    async def _watch(self, announcer: Announcer) -> None:
         """Keep time: deadlines, the board's sign of life, and `job.started` for jobs that last."""
         while True:
             self.post.board.turn()
@@ -229,11 +228,10 @@ class Runner:
                 if now_ns >= in_hand.deadline_ns:
                     in_hand.stop(StopReason.TIMEOUT)
             metrics.SLOTS_BUSY.labels(self.post.pool).set(1 if self.in_hand else 0)
-            await self._show_started()
+            self._show_started(announcer)
             await anyio.sleep(WATCH_BUSY_S if self.in_hand else WATCH_IDLE_S)
 
-    async def _show_started(self) -> None:
+    def _show_started(self, announcer: Announcer) -> None:
         lasting = [job for job in self._unseen if job.id in self.in_hand]
         self._unseen.clear()
-        if lasting:
-            await self.post.services.live.started(lasting)
+        announcer.started(lasting)

@@ -32,7 +32,8 @@ from runtime.redis import connect
 from runtime.settings import Settings, load_settings
 from workers.board import Board
 from workers.run import Services
-from workers.runner import BLOCK_S, STOP_GRACE_S, Post, Runner
+from workers.runner import STOP_GRACE_S, Post, Runner
+from workers.wakeups import BLOCK_S
 
 EXIT_DONE = 0
 EXIT_ENDED = 3
