@@ -15,7 +15,6 @@ from uuid import UUID
 import anyio
 import asyncpg
 from anyio.abc import TaskGroup
-from redis.asyncio import Redis
 
 from jobs import dispatch, slots
 from jobs.kinds import KindRegistry, load_kinds
@@ -28,7 +27,7 @@ from runtime.logs import logger
 from runtime.postgres import UNREACHABLE, Pool, open_pool
 from runtime.processes import own_identity
 from runtime.readiness import Notifier
-from runtime.redis import connect
+from runtime.redis import Client, connect
 from runtime.settings import Settings
 from runtime.version import VERSION
 from workers.board import Started
@@ -59,7 +58,7 @@ class Supervisor:
     """Keeps the slots of some pools of this host alive until told to stop."""
 
     def __init__(
-        self, settings: Settings, postgres: Pool, redis: Redis, kinds: KindRegistry
+        self, settings: Settings, postgres: Pool, redis: Client, kinds: KindRegistry
     ) -> None:
         self._settings = settings
         self._postgres = postgres

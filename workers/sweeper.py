@@ -11,7 +11,6 @@ from uuid import UUID
 
 import anyio
 import asyncpg
-from redis.asyncio import Redis
 
 from jobs import batches, dispatch, ledger, limits, pools, slots
 from jobs.kinds import KindRegistry
@@ -19,7 +18,7 @@ from jobs.model import SlotId
 from runtime import metrics
 from runtime.logs import logger
 from runtime.postgres import UNREACHABLE, Connection, Pool
-
+from runtime.redis import Client
 from runtime.settings import Settings
 
 PROMOTE_MAX = 5000
@@ -68,7 +67,7 @@ class Sweeper:
     """Sweeps every `sweep_s`; an outage of Postgres is waited out."""
 
     def __init__(
-        self, settings: Settings, postgres: Pool, redis: Redis, kinds: KindRegistry
+        self, settings: Settings, postgres: Pool, redis: Client, kinds: KindRegistry
     ) -> None:
         self._settings = settings
         self._postgres = postgres
