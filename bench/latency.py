@@ -4,20 +4,24 @@ All processes read the same monotonic clock. Idle: one job at a time. Loaded: at
 system sustains when its producer and one worker share the machine.
 """
 
+from collections.abc import Mapping
+
 from bench.bed import Bed, BenchError
 from bench.measure import percentile
+from bench.peers.stamps import Since
 from bench.results import Result
 from bench.systems import OURS, System
 
-IDLE_JOBS = 250
-IDLE_MAX_S = 25.0
+IDLE_S = 10.0
 WARM_UP_JOBS = 5
+START_MAX_S = 20.0
 SUSTAIN_S = 4.0
 LOAD_S = 5.0
 LOAD = 0.8
 WINDOW = 2000
 # Jobs that a producer under load hands over at once, where the system takes more than one.
 CHUNK_MAX = 500
+SINCE: Mapping[Since, str] = {"offered": "call", "accepted": "commit"}
 
 
 async def measure_idle(bed: Bed, system: System, scale: float) -> list[Result]:
@@ -25,10 +29,12 @@ async def measure_idle(bed: Bed, system: System, scale: float) -> list[Result]:
     await bed.clean(system)
     async with bed.workers(system, 1):
         await _warm_up(bed, system)
-        jobs = range(WARM_UP_JOBS, WARM_UP_JOBS + int(IDLE_JOBS * scale))
+        count = int(IDLE_S * system.idle_jobs_per_s * scale)
+        jobs = range(WARM_UP_JOBS, WARM_UP_JOBS + count)
         await bed.produce(
-            system, "idle", first=jobs.start, count=len(jobs), seconds=IDLE_MAX_S * scale
+            system, "idle", first=jobs.start, count=count, rate=system.idle_jobs_per_s
         )
+        await bed.settle(jobs)
     return _results(bed, system, jobs, "idle")
 
 
@@ -77,18 +83,20 @@ async def _sustained(bed: Bed, system: System, chunk: int, seconds: float) -> fl
 
 async def _warm_up(bed: Bed, system: System) -> None:
     """The worker has imported, connected and run something."""
-    await bed.produce(system, "idle", count=WARM_UP_JOBS, seconds=20.0)
-    if not all(bed.stamps.started_ns(number) for number in range(WARM_UP_JOBS)):
+    await bed.produce(system, "idle", count=WARM_UP_JOBS, rate=20.0)
+    if not await bed.settle(range(WARM_UP_JOBS), START_MAX_S):
         raise BenchError(f"{system.name}: the worker does not run jobs: {bed.last_words()}")
 
 
 def _results(bed: Bed, system: System, jobs: range, when: str) -> list[Result]:
-    waited_ms = bed.stamps.latencies_ms(jobs)
-    if not waited_ms:
-        raise BenchError(f"{system.name}: no job was started {when}")
-    return [
-        Result(
-            f"start latency {when}, p{percent}", system.name, percentile(waited_ms, percent), "ms"
-        )
-        for percent in (50, 99)
-    ]
+    """Since the call, which treats all alike, and since the commit, which is when the job exists."""
+    results = []
+    for since, named in SINCE.items():
+        waited_ms = bed.stamps.waited_ms(jobs, since=since)
+        if not waited_ms:
+            raise BenchError(f"{system.name}: no job was started {when}")
+        for percent in (50, 99):
+            measure = f"start latency {when}, p{percent}"
+            value = percentile(waited_ms, percent)
+            results.append(Result(measure, system.name, value, "ms", {"since": named}))
+    return results

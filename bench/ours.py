@@ -13,15 +13,13 @@ from runtime.settings import load_settings
 
 
 def peer(order: Order, stamps: Stamps) -> Peer:
-    """The producer of one process. Settings: `kind` is `probe` or `stamp`, `key` a concurrency
-    key's prefix.
-    """
-    del stamps
-    return _Ours(order)
+    """The producer of one process; the setting `kind` is `probe` or `stamp`."""
+    return _Ours(order, stamps)
 
 
 class _Ours:
-    def __init__(self, order: Order) -> None:
+    def __init__(self, order: Order, stamps: Stamps) -> None:
+        self._stamps = stamps
         self._url = order.url
         self._kind: str = order.settings.get("kind", own.NAME)
         self._redis = connect_redis(load_settings(redis_url=order.settings["redis_url"]))
@@ -38,6 +36,8 @@ class _Ours:
         accepted = await ledger.enqueue(
             self._connection, DEFAULT_TENANT, [self._job(number)], kinds=self._kinds
         )
+        # The commit: what the announcement costs belongs to the latency.
+        self._stamps.accepted(range(number, number + 1))
         await dispatch.announce(self._redis, {accepted[0].pool: [accepted[0].id]})
 
     async def enqueue_bulk(self, numbers: range) -> None:
@@ -46,6 +46,7 @@ class _Ours:
             await trial.accept(self._connection, self._redis, self._kinds, jobs)
             return
         accepted = await ledger.enqueue(self._connection, DEFAULT_TENANT, jobs, kinds=self._kinds)
+        self._stamps.accepted(numbers)
         await dispatch.announce(self._redis, {accepted[0].pool: [job.id for job in accepted]})
 
     async def work(self) -> None:

@@ -21,6 +21,8 @@ class System:
     # Jobs of one bulk enqueue; 1 where the system has none.
     chunk: int = 1
     settings: Mapping[str, object] = field(default_factory=dict)
+    # Jobs a second that leave its worker idle between two of them.
+    idle_jobs_per_s: float = 25.0
     # Drains by one and two workers as measured once before on two cores: far below them, the peer
     # is set up wrongly and no ratio may be quoted.
     seen_jobs_per_s: tuple[float, ...] = ()
@@ -34,7 +36,7 @@ class System:
 OURS = System("xnai", "bench.ours", "postgres", 200_000, chunk=5000)
 
 PEERS = (
-    System("arq", "bench.peers.arq", "valkey", 800, seen_jobs_per_s=(206,)),
+    System("arq", "bench.peers.arq", "valkey", 800, idle_jobs_per_s=10.0, seen_jobs_per_s=(206,)),
     System(
         "arq tuned",
         "bench.peers.arq",

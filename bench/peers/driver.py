@@ -110,9 +110,8 @@ async def _single(order: Order, peer: Peer, stamps: Stamps) -> object:
     """One caller, one job after the other."""
     await peer.open()
     began = time.perf_counter()
-    for number in range(order.first, order.first + order.count):
-        await peer.enqueue(number)
-        stamps.enqueued(number)
+    for numbers in _chunks(order.first, order.count, 1):
+        await _offer(peer, stamps, numbers, 1)
     return {"seconds": time.perf_counter() - began}
 
 
@@ -120,26 +119,21 @@ async def _bulk(order: Order, peer: Peer, stamps: Stamps) -> object:
     await peer.open()
     began = time.perf_counter()
     for numbers in _chunks(order.first, order.count, order.chunk):
-        await peer.enqueue_bulk(numbers)
-        stamps.enqueued_many(numbers)
+        await _offer(peer, stamps, numbers, order.chunk)
     return {"seconds": time.perf_counter() - began}
 
 
 async def _idle(order: Order, peer: Peer, stamps: Stamps) -> object:
-    """One job at a time at uneven moments, each after the last one has begun."""
+    """One job at a time at uneven moments, so seldom that each finds an idle worker.
+
+    Not when the last one has begun, which would fall in step with a worker that polls.
+    """
     await peer.open()
     chance = random.Random(order.first)
-    deadline = time.monotonic() + order.seconds
-    number = order.first
-    while number < order.first + order.count and time.monotonic() < deadline:
-        await peer.enqueue(number)
-        stamps.enqueued(number)
-        # Shared memory has no event to wait for.
-        while stamps.started_ns(number) == 0 and time.monotonic() < deadline:  # noqa: ASYNC110
-            await asyncio.sleep(0.002)
-        await asyncio.sleep(chance.uniform(0.01, 0.03))
-        number += 1
-    return {"jobs": number - order.first}
+    for numbers in _chunks(order.first, order.count, 1):
+        await _offer(peer, stamps, numbers, 1)
+        await asyncio.sleep(chance.uniform(0.5, 1.5) / order.rate)
+    return {}
 
 
 async def _pace(order: Order, peer: Peer, stamps: Stamps) -> object:
@@ -180,12 +174,14 @@ async def _offer(peer: Peer, stamps: Stamps, due: range, chunk: int) -> int:
     """Enqueue as much of it as one call takes; the first number that is left."""
     if chunk > 1:
         numbers = due[:chunk]
+        stamps.offered(numbers)
         await peer.enqueue_bulk(numbers)
-        stamps.enqueued_many(numbers)
-        return numbers.stop
-    await peer.enqueue(due.start)
-    stamps.enqueued(due.start)
-    return due.start + 1
+    else:
+        numbers = due[:1]
+        stamps.offered(numbers)
+        await peer.enqueue(numbers.start)
+    stamps.accepted(numbers)
+    return numbers.stop
 
 
 def _chunks(first: int, count: int, chunk: int) -> list[range]:
