@@ -22,6 +22,8 @@ if TYPE_CHECKING:  # the API must not load the workers' code
     from workers.run import Run
 
 POOL = "chaos"
+# An exclusive kind has its slot for itself, and would slow down what shares a pool with it.
+POOL_ALONE = "chaos-alone"
 _POLL_S = 0.02
 
 type Outcome = Literal["succeed", "retry", "fail", "crash", "crash-late", "hang"]
@@ -98,7 +100,7 @@ KINDS = (
     Kind(
         "effect-alone",
         EffectPayload,
-        pool=POOL,
+        pool=POOL_ALONE,
         handler="chaos.kinds:handle_alone",
         max_attempts=6,
         timeout_s=30.0,

@@ -141,7 +141,7 @@ def _misbehaving(rng: random.Random) -> Body:
     """A job that takes its slot with it, once; few, since each costs a start of a slot."""
     outcome = rng.choices(("crash", "crash-late", "hang", "retry"), weights=(1, 1, 1, 27))[0]
     body: Body = {
-        "kind": "effect-alone",
+        "kind": rng.choice(("effect", "effect-alone", "effect-alone")),
         "payload": {"outcome": outcome, "attempts": 1, "work_s": 0.0},
     }
     return body | {"timeout_s": 1.0} if outcome == "hang" else body

@@ -42,8 +42,8 @@ SETTINGS: Mapping[str, str] = {
     "LOG_LEVEL": "warning",
     "LOG_FORMAT": "json",
 }
-FIRST_POOLS = "chaos=2x1,probe=1x1,crawl=1x1,embed=1x1,index=1x1,generate=0x1"
-SECOND_POOLS = "chaos=1x1,probe=1x1"
+FIRST_POOLS = "chaos=1x1,chaos-alone=1x1,probe=1x1,crawl=1x1,embed=1x1,index=1x1,generate=0x1"
+SECOND_POOLS = "chaos=1x1,chaos-alone=1x1,probe=1x1"
 
 
 class StackError(XnaiError):

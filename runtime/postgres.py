@@ -53,6 +53,8 @@ _GONE = (
     asyncpg.IdleInTransactionSessionTimeoutError,
     asyncpg.TooManyConnectionsError,
 )
+# What asyncpg says of its own state when the server's last word came before the end of the line.
+_CONFUSED = (asyncpg.InternalClientError,)
 # Nobody's fault but the server's: what it interrupted is done again, and counts as no failure.
 OUTAGE = (
     PostgresAwayError,
@@ -137,10 +139,10 @@ class _Acquired(PoolAcquireContext):
     @override
     async def __aexit__(self, *exc: object) -> None:
         _, error, _ = exc
-        is_lost = isinstance(error, _GONE) or _is_closed(error, self.connection)
+        is_lost = isinstance(error, (*_GONE, *_CONFUSED)) or _is_closed(error, self.connection)
         try:
             await super().__aexit__(*exc)
-        except (TimeoutError, *_GONE, asyncpg.InterfaceError) as failure:
+        except (TimeoutError, *_GONE, *_CONFUSED, asyncpg.InterfaceError) as failure:
             # What the block did is committed or not: only the clean-up of the connection failed,
             # and asyncpg has closed it for that.
             _log.info("connection closed at its release: %s", failure)
@@ -150,8 +152,13 @@ class _Acquired(PoolAcquireContext):
 
 def _is_closed(error: object, connection: "Connection | None") -> bool:
     """Whether an error of asyncpg's own says no more than that the connection is gone."""
-    is_own = isinstance(error, asyncpg.InterfaceError)
-    return is_own and (connection is None or connection.is_closed())
+    if not isinstance(error, asyncpg.InterfaceError):
+        return False
+    try:
+        return connection is None or connection.is_closed()
+    except asyncpg.InterfaceError:
+        # Closed so thoroughly that the pool has taken it back already.
+        return True
 
 
 def _away(error: BaseException) -> PostgresAwayError:

@@ -16,7 +16,9 @@ ROLL_TIMEOUT_S = 8.0
 _POLL_S = 0.05
 
 _TITLES: dict[str, tuple[str, ...]] = {
-    "slot": ("work chaos slot", "work probe slot", "work index slot", "work embed slot"),
+    "slot": tuple(
+        f"work {pool} slot" for pool in ("chaos", "chaos-alone", "probe", "crawl", "embed", "index")
+    ),
     "tick": ("tick",),
     "search": ("search-server",),
     "api": ("api",),
@@ -25,9 +27,7 @@ _TITLES: dict[str, tuple[str, ...]] = {
 
 def supervisors(stack: Stack) -> list[psutil.Process]:
     """The supervisors of both hosts; their slots are not among them."""
-    slots = {process.pid for title in _TITLES["slot"] for process in stack.titled(title)}
-    named = (process for process in stack.titled("work ") if process.pid not in slots)
-    return [process for process in named if not _is_slot(process)]
+    return [process for process in stack.titled("work ") if not _is_slot(process)]
 
 
 def roles(stack: Stack) -> list[psutil.Process]:

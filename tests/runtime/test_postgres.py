@@ -1,8 +1,9 @@
 """Connections carry their guards, and jsonb is Python objects both ways."""
 
+import asyncpg
 import pytest
 
-from runtime.errors import NotReachableError, SettingsError
+from runtime.errors import NotReachableError, PostgresAwayError, SettingsError
 from runtime.postgres import Pool, connect, open_pool
 from runtime.settings import Settings
 
@@ -50,3 +51,22 @@ async def test_wrong_password_is_not_waited_for(settings: Settings) -> None:
     changed = settings.model_copy(update={"database_url": wrong})
     with pytest.raises(NotReachableError, match="password"):
         await open_pool(changed, role="test", size=1)
+
+
+async def test_connection_that_the_pool_took_back_is_an_outage(db: Pool) -> None:
+    async def lose_it() -> None:
+        async with db.acquire() as connection, connection.transaction():
+            connection.terminate()
+            await connection.fetchval("SELECT 1")
+
+    with pytest.raises(PostgresAwayError):
+        await lose_it()
+    assert await db.fetchval("SELECT 1") == 1
+
+
+async def test_connection_that_asyncpg_lost_track_of_is_an_outage(db: Pool) -> None:
+    """The server said its last word to an idle connection, and the line has not ended yet."""
+    with pytest.raises(PostgresAwayError):
+        async with db.acquire():
+            raise asyncpg.InternalClientError("cannot switch to state 15; another is in progress")
+    assert await db.fetchval("SELECT 1") == 1
