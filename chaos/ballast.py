@@ -7,8 +7,9 @@ import errno
 import os
 import shutil
 import subprocess
-from contextlib import suppress
 from pathlib import Path
+
+from chaos.workplace import unmount
 
 SIZE_MB = 48
 _BLOCK = bytes(64 * 1024)
@@ -56,8 +57,6 @@ class Ballast:
 
     def unmount(self) -> None:
         """Take the file system away, with what is in it."""
-        program = shutil.which("umount")
-        if self.why_not is None and program is not None:
-            with suppress(OSError):
-                subprocess.run([program, "-l", str(self._folder)], check=False)
+        if self.why_not is None:
+            unmount(self._folder)
             self.why_not = "the file system is gone"

@@ -22,6 +22,7 @@ from chaos.receiver import Receiver
 from chaos.scene import Scene
 from chaos.stack import CHAOS_KINDS, Stack, run_stack
 from chaos.violation import Violation
+from chaos.workplace import INDEX_FOLDER
 from runtime.groups import single_error
 from runtime.postgres import Connection
 from runtime.sql import load_queries
@@ -31,7 +32,6 @@ from webhooks.sign import Secret
 WINDOW_SHARE = 0.5
 SETTLE_MIN_S = 30.0
 READY_TIMEOUT_S = 60.0
-INDEX_FOLDER = "index"
 _POLL_S = 0.2
 
 QUERIES = load_queries("chaos", "runs")
@@ -82,6 +82,11 @@ class Outcome:
     history: History
     violations: tuple[Violation, ...]
     measured: Measured
+
+    @property
+    def is_clean(self) -> bool:
+        """Whether every promise was kept."""
+        return not self.violations
 
 
 async def run_chaos(order: Order, data_dir: Path, say: Say) -> Outcome:
