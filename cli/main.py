@@ -9,19 +9,7 @@ import sys
 import typer
 from rich.markup import escape
 
-from cli import (
-    backup,
-    bench,
-    chaos,
-    dead,
-    doctor,
-    ingest,
-    jobs,
-    knowledge,
-    operate,
-    operations,
-    processes,
-)
+from cli import backup, chaos, doctor, ingest, jobs, knowledge, operate, processes
 from cli.output import errors
 from runtime.errors import EXIT_FAILED, XnaiError
 
@@ -43,7 +31,6 @@ app.command("env", rich_help_panel="Stack")(processes.env)
 app.command("service", rich_help_panel="Stack")(processes.service)
 app.command("doctor", rich_help_panel="Stack")(doctor.doctor)
 app.command("chaos", rich_help_panel="Stack")(chaos.chaos)
-app.command("bench", rich_help_panel="Stack")(bench.bench)
 app.command("rebuild", rich_help_panel="Stack")(processes.rebuild)
 app.command("backup", rich_help_panel="Stack")(backup.backup)
 app.command("restore", rich_help_panel="Stack")(backup.restore)
@@ -51,8 +38,6 @@ app.command("submit", rich_help_panel="Jobs")(jobs.submit)
 app.add_typer(jobs.jobs, name="jobs", rich_help_panel="Jobs")
 app.add_typer(jobs.batch, name="batch", rich_help_panel="Jobs")
 app.command("watch", rich_help_panel="Jobs")(jobs.watch)
-app.add_typer(dead.dead, name="dead", rich_help_panel="Jobs")
-app.add_typer(operations.operations, name="operations", rich_help_panel="Jobs")
 app.command("crawl", rich_help_panel="Text")(knowledge.crawl)
 app.command("ingest", rich_help_panel="Text")(ingest.ingest)
 app.command("search", rich_help_panel="Text")(knowledge.search)
