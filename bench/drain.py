@@ -33,6 +33,8 @@ async def measure_drain(bed: Bed, system: System, workers: int, scale: float) ->
     if system.chunk == 1:
         found.clear()
     drained, cpu_s = await _watch(bed, system, workers, jobs)
+    if drained.slots < workers:
+        raise BenchError(f"{system.name}: one of {workers} workers took no part in {jobs} jobs")
     wal = await wal_bytes(bed.admin) - wal
     aof = await aof_bytes(bed.redis) - aof
     settings = {"workers": workers}
@@ -60,13 +62,13 @@ async def _watch(bed: Bed, system: System, workers: int, jobs: int) -> tuple[tri
                 drained = await trial.drain(
                     lambda: trial.sample(connection), jobs=jobs, slots=workers, on_begin=begin
                 )
-                spent = cpu_seconds(pids) - cpu[0]
+                spent = cpu_seconds(pids) - cpu[-1]
                 await trial.assert_recorded(connection, jobs=jobs)
             finally:
                 await connection.close()
             return drained, spent
         drained = await trial.drain(lambda: _sample(bed), jobs=jobs, slots=workers, on_begin=begin)
-        spent = cpu_seconds(pids) - cpu[0]
+        spent = cpu_seconds(pids) - cpu[-1]
     missing = sum(not bed.stamps.started_ns(number) for number in range(jobs))
     if missing:
         raise BenchError(f"{system.name}: {missing} of {jobs} jobs never ran")

@@ -89,7 +89,7 @@ async def _warm_up(bed: Bed, system: System) -> None:
 
 
 def _results(bed: Bed, system: System, jobs: range, when: str) -> list[Result]:
-    """Since the call, which treats all alike, and since the commit, which is when the job exists."""
+    """Since the call, which treats all alike, and since the commit, from which the job exists."""
     results = []
     for since, named in SINCE.items():
         waited_ms = bed.stamps.waited_ms(jobs, since=since)

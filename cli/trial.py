@@ -161,10 +161,11 @@ async def sample(connection: Connection) -> Sample:
 
 @dataclass(frozen=True, slots=True)
 class Drained:
-    """A drain from the moment at which every slot had recorded something to its last job."""
+    """A drain from the moment at which `slots` slots had recorded something to its last job."""
 
     jobs: int
     seconds: float
+    slots: int
 
     @property
     def jobs_per_s(self) -> float:
@@ -182,7 +183,8 @@ async def drain(
     """Look until all jobs are recorded; raises TrialError when nothing moves any more.
 
     The measured part begins once every slot has recorded something, so that their start is not part
-    of it; `on_begin` is called then.
+    of it; where the jobs are gone before that, once the first has. `on_begin` is called then, and
+    again when it begins anew.
     """
     first: Sample | None = None
     last = await look()
@@ -194,14 +196,15 @@ async def drain(
             moved_at = now.at_s
         if now.at_s - moved_at > STUCK_S:
             raise TrialError(f"the drain stands still at {now.total} of {jobs} jobs")
-        if first is None and len(now.done) >= slots:
+        seen = 0 if first is None else len(first.done)
+        if seen < min(len(now.done), slots) and now.total < jobs:
             first = now
             if on_begin is not None:
                 await on_begin()
         last = now
-    if first is None or first.total == last.total:
-        raise TrialError(f"{jobs} jobs were gone before {slots} slots had begun: take more of them")
-    return Drained(last.total - first.total, last.at_s - first.at_s)
+    if first is None:
+        raise TrialError(f"{jobs} jobs were gone before anybody looked: take more of them")
+    return Drained(last.total - first.total, last.at_s - first.at_s, len(first.done))
 
 
 async def assert_recorded(connection: Connection, *, jobs: int) -> None:
