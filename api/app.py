@@ -25,6 +25,7 @@ from api.routes import (
     jobs,
     keys,
     limits,
+    operations,
     pools,
     schedules,
     search,
@@ -48,6 +49,7 @@ LAST_USES_S = 30.0
 _RESOURCES = (
     jobs,
     batches,
+    operations,
     events,
     search,
     documents,

@@ -9,7 +9,18 @@ import sys
 import typer
 from rich.markup import escape
 
-from cli import backup, chaos, doctor, ingest, jobs, knowledge, operate, processes
+from cli import (
+    backup,
+    chaos,
+    dead,
+    doctor,
+    ingest,
+    jobs,
+    knowledge,
+    operate,
+    operations,
+    processes,
+)
 from cli.output import errors
 from runtime.errors import EXIT_FAILED, XnaiError
 
@@ -38,6 +49,8 @@ app.command("submit", rich_help_panel="Jobs")(jobs.submit)
 app.add_typer(jobs.jobs, name="jobs", rich_help_panel="Jobs")
 app.add_typer(jobs.batch, name="batch", rich_help_panel="Jobs")
 app.command("watch", rich_help_panel="Jobs")(jobs.watch)
+app.add_typer(dead.dead, name="dead", rich_help_panel="Jobs")
+app.add_typer(operations.operations, name="operations", rich_help_panel="Jobs")
 app.command("crawl", rich_help_panel="Text")(knowledge.crawl)
 app.command("ingest", rich_help_panel="Text")(ingest.ingest)
 app.command("search", rich_help_panel="Text")(knowledge.search)

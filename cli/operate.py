@@ -9,7 +9,7 @@ from cli.client import Api, Document
 from cli.options import settings_of
 from cli.output import AsJson, Limit, console, print_fields, print_json, print_table
 
-pools = typer.Typer(help="List, pause and resume pools.", no_args_is_help=True)
+pools = typer.Typer(help="List, pause and resume pools.", invoke_without_command=True)
 schedules = typer.Typer(help="Run jobs by the clock.", no_args_is_help=True)
 webhooks = typer.Typer(help="Have events delivered to your own addresses.", no_args_is_help=True)
 keys = typer.Typer(help="Create and revoke API keys.", no_args_is_help=True)
@@ -47,16 +47,40 @@ def _act(context: typer.Context, path: str, body: object = None, *, as_json: boo
         _print_one(api.post(path, body), as_json=as_json)
 
 
-def _delete(context: typer.Context, path: str) -> None:
-    with Api(settings_of(context)) as api:
-        api.send("DELETE", path)
-    console.print("deleted")
+def _verb(app: typer.Typer, name: str, path: str, text: str) -> None:
+    """A command that posts to the path of one object."""
+
+    def act(context: typer.Context, id_: Id, *, as_json: AsJson = False) -> None:
+        _act(context, path.format(id=id_), as_json=as_json)
+
+    app.command(name, help=text)(act)
+
+
+def _deletion(app: typer.Typer, name: str, path: str, text: str) -> None:
+    """A command that deletes one object."""
+
+    def delete(context: typer.Context, id_: Id) -> None:
+        with Api(settings_of(context)) as api:
+            api.send("DELETE", path.format(id=id_))
+        console.print("deleted")
+
+    app.command(name, help=text)(delete)
+
+
+@pools.callback()
+def pools_(context: typer.Context) -> None:
+    """List, pause and resume pools; alone, list them."""
+    if context.invoked_subcommand is None:
+        list_pools(context)
 
 
 @pools.command("list")
 def list_pools(context: typer.Context, *, as_json: AsJson = False) -> None:
-    """Every pool: depth, oldest job, rate, paused or not."""
-    columns = ("name", "queued", "running", "slots", "oldest_s", "drained_per_s", "paused_reason")
+    """Every pool: depth, oldest job, rate; since when, by whom and why it is paused."""
+    columns = (
+        *("name", "queued", "running", "slots", "oldest_s", "drained_per_s"),
+        *("paused_at", "paused_by", "paused_reason"),
+    )
     _print_list(context, "/v1/pools", columns, empty="no pools", as_json=as_json)
 
 
@@ -70,12 +94,6 @@ def pause(
 ) -> None:
     """Let no slot claim from a pool; what runs goes on."""
     _act(context, f"/v1/pools/{pool}/pause", {"reason": reason} if reason else {}, as_json=as_json)
-
-
-@pools.command("resume")
-def resume(context: typer.Context, pool: str, *, as_json: AsJson = False) -> None:
-    """Let slots claim from a pool again."""
-    _act(context, f"/v1/pools/{pool}/resume", as_json=as_json)
 
 
 def workers(context: typer.Context, *, as_json: AsJson = False) -> None:
@@ -144,30 +162,6 @@ def runs(
     )
 
 
-@schedules.command("pause")
-def pause_schedule(context: typer.Context, schedule_id: Id, *, as_json: AsJson = False) -> None:
-    """Fire no more until resumed."""
-    _act(context, f"/v1/schedules/{schedule_id}/pause", {}, as_json=as_json)
-
-
-@schedules.command("resume")
-def resume_schedule(context: typer.Context, schedule_id: Id, *, as_json: AsJson = False) -> None:
-    """Fire again."""
-    _act(context, f"/v1/schedules/{schedule_id}/resume", as_json=as_json)
-
-
-@schedules.command("trigger")
-def trigger(context: typer.Context, schedule_id: Id, *, as_json: AsJson = False) -> None:
-    """Fire now, beside the schedule."""
-    _act(context, f"/v1/schedules/{schedule_id}/trigger", as_json=as_json)
-
-
-@schedules.command("delete")
-def delete_schedule(context: typer.Context, schedule_id: Id) -> None:
-    """Delete a schedule; its jobs stay."""
-    _delete(context, f"/v1/schedules/{schedule_id}")
-
-
 @webhooks.command("list")
 def list_webhooks(context: typer.Context, *, as_json: AsJson = False) -> None:
     """Every endpoint."""
@@ -189,18 +183,6 @@ def create_webhook(
     _act(context, "/v1/webhooks", {"url": url, "events": events}, as_json=as_json)
 
 
-@webhooks.command("test")
-def send_test(context: typer.Context, webhook_id: Id, *, as_json: AsJson = False) -> None:
-    """Send a test event to an endpoint."""
-    _act(context, f"/v1/webhooks/{webhook_id}/test", as_json=as_json)
-
-
-@webhooks.command("rotate")
-def rotate(context: typer.Context, webhook_id: Id, *, as_json: AsJson = False) -> None:
-    """Give an endpoint a new secret; the old one signs along for a while."""
-    _act(context, f"/v1/webhooks/{webhook_id}/rotate", as_json=as_json)
-
-
 @webhooks.command("deliveries")
 def deliveries(
     context: typer.Context, webhook_id: Id, *, limit: Limit = 50, as_json: AsJson = False
@@ -209,18 +191,6 @@ def deliveries(
     columns = ("id", "type", "state", "attempt", "reason", "occurred_at")
     path = f"/v1/webhooks/{webhook_id}/deliveries"
     _print_list(context, path, columns, empty="nothing delivered yet", as_json=as_json, limit=limit)
-
-
-@webhooks.command("redeliver")
-def redeliver(context: typer.Context, delivery_id: Id, *, as_json: AsJson = False) -> None:
-    """Send a delivery again, with the same webhook-id."""
-    _act(context, f"/v1/deliveries/{delivery_id}/redeliver", as_json=as_json)
-
-
-@webhooks.command("delete")
-def delete_webhook(context: typer.Context, webhook_id: Id) -> None:
-    """Delete an endpoint."""
-    _delete(context, f"/v1/webhooks/{webhook_id}")
 
 
 @keys.command("list")
@@ -242,7 +212,23 @@ def create_key(
     _act(context, "/v1/keys", {"name": name, "role": role}, as_json=as_json)
 
 
-@keys.command("revoke")
-def revoke(context: typer.Context, key_id: Id) -> None:
-    """Revoke a key at once."""
-    _delete(context, f"/v1/keys/{key_id}")
+_verb(pools, "resume", "/v1/pools/{id}/resume", "Let slots claim from a pool again.")
+_verb(schedules, "pause", "/v1/schedules/{id}/pause", "Fire no more until resumed.")
+_verb(schedules, "resume", "/v1/schedules/{id}/resume", "Fire again.")
+_verb(schedules, "trigger", "/v1/schedules/{id}/trigger", "Fire now, beside the schedule.")
+_deletion(schedules, "delete", "/v1/schedules/{id}", "Delete a schedule; its jobs stay.")
+_verb(webhooks, "test", "/v1/webhooks/{id}/test", "Send a test event to an endpoint.")
+_verb(
+    webhooks,
+    "rotate",
+    "/v1/webhooks/{id}/rotate",
+    "Give an endpoint a new secret; the old one signs along for a while.",
+)
+_verb(
+    webhooks,
+    "redeliver",
+    "/v1/deliveries/{id}/redeliver",
+    "Send a delivery again, with the same webhook-id.",
+)
+_deletion(webhooks, "delete", "/v1/webhooks/{id}", "Delete an endpoint.")
+_deletion(keys, "revoke", "/v1/keys/{id}", "Revoke a key at once.")

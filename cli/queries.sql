@@ -69,6 +69,7 @@ BEGIN
     FROM webhook_cursor AS c;
     UPDATE events_dropped SET xid = '3' WHERE xid > '3'::xid8;
     UPDATE webhook_cursor SET xid = '4';
+    UPDATE operations SET as_of = pg_current_snapshot() WHERE finished_at IS NULL;
 END
 $$;
 

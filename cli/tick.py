@@ -1,5 +1,5 @@
-"""The tick role: fires schedules, delivers webhooks, forgets what is old. Composes; decides
-nothing.
+"""The tick role: fires schedules, works bulk operations off, delivers webhooks, forgets what is
+old. Composes; decides nothing.
 
 Any number run at once: each row is taken by whoever locks it, so there is no leader to lose.
 """
@@ -16,6 +16,8 @@ from anyio.abc import TaskStatus
 from corpus import purge, uploads
 from jobs import dispatch, retention
 from jobs.kinds import load_kinds
+from jobs.live import LiveStream
+from jobs.operation_ticker import OperationTicker
 from runtime import redis as runtime_redis
 from runtime.egress import EgressPolicy
 from runtime.logs import logger
@@ -42,12 +44,15 @@ async def run_tick(settings: "Settings", notifier: "Notifier") -> None:
     redis = runtime_redis.connect(settings)
     client = open_client(EgressPolicy(settings.egress_allow))
     deliverer = Deliverer(pool, client)
-    ticker = Ticker(pool, kinds, partial(dispatch.announce, redis), settings.ageing_s)
+    announce = partial(dispatch.announce, redis)
+    ticker = Ticker(pool, kinds, announce, settings.ageing_s)
+    operations = OperationTicker(pool, LiveStream(redis), announce, settings.ageing_s)
     try:
         async with anyio.create_task_group() as group, anyio.create_task_group() as ticking:
             stop = await ticking.start(_watch_signals)
             group.start_soon(partial(deliverer.run, poll_s=settings.tick_s))
             ticking.start_soon(_forget, pool, settings.retention_days)
+            ticking.start_soon(partial(operations.run, poll_s=settings.tick_s))
             await ticking.start(partial(ticker.run, poll_s=settings.tick_s))
             notifier.ready()
             await stop.wait()

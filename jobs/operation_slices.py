@@ -163,7 +163,9 @@ class _Slice:
                 retried = await ledger.retry(
                     self.connection, tenant_id, same, now=self.now, ageing_s=self.ageing_s
                 )
-                return _Applied(frozenset(retried.retried), ready=retried.ready)
+                return _Applied(
+                    frozenset(retried.retried), ready=retried.ready, batches=retried.batches
+                )
             case OperationAction.DISCARD:
                 same = await self._lock_unchanged(ids)
                 gone = await ledger.discard(

@@ -63,6 +63,7 @@ class RetryResult:
     key_taken: tuple[UUID, ...] = ()
     missing: tuple[UUID, ...] = ()
     ready: Ready = field(default_factory=dict)
+    batches: tuple[UUID, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -54,6 +54,7 @@ async def retry(
             key_taken=tuple(sorted(refused)),
             missing=tuple(job_id for job_id in asked if job_id not in known),
             ready=aftermath.ready_by_pool(),
+            batches=aftermath.deltas.batches,
         )
 
     return await atomically(connection, retry_all)

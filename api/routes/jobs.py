@@ -7,7 +7,7 @@ from fastapi import Path, Query, Request, Response, status
 from pydantic import Field
 
 from api import waiting
-from api.auth import Principal, Reader, Submitter
+from api.auth import Operator, Principal, Reader, Submitter
 from api.deps import (
     LIST_DEFAULT,
     Cursor,
@@ -19,7 +19,7 @@ from api.deps import (
     WithServices,
     wait_seconds,
 )
-from api.errors import Problem, ProblemType, field_error, invalid_fields
+from api.errors import Problem, ProblemType, field_error, invalid, invalid_fields
 from api.idempotency import answer_once, fingerprint, respond
 from api.job_requests import JobRequest, Moment, RequestModel, Tags, checker
 from api.openapi import problems
@@ -147,11 +147,21 @@ async def list_jobs(
     state: JobState | None = None,
     batch_id: UUID | None = None,
     tag: Annotated[str | None, Query(max_length=128)] = None,
+    error_type: Annotated[
+        str | None, Query(max_length=255, description="`error.type` of failed jobs.")
+    ] = None,
+    *,
+    discarded: Annotated[
+        bool, Query(description="The discarded ones of the failed jobs instead of the others.")
+    ] = False,
     cursor: Cursor = None,
     limit: Limit = LIST_DEFAULT,
 ) -> Response:
-    """The tenant's jobs, newest first."""
-    wanted = JobFilter(kind, state, batch_id, tag)
+    """The tenant's jobs, newest first. Those in the state failed are the dead letters."""
+    for name, value in (("error_type", error_type), ("discarded", discarded or None)):
+        if value is not None and state is not JobState.FAILED:
+            raise invalid(f"/{name}", "goes with state=failed", place="query")
+    wanted = JobFilter(kind, state, batch_id, tag, error_type, discarded)
     async with services.connection() as connection:
         try:
             page = await lookup.list_jobs(
@@ -254,6 +264,23 @@ async def retry_job(services: WithServices, principal: Submitter, job_id: JobId)
             raise Problem(ProblemType.CONFLICT, "another live job holds this job's unique key")
     services.announcer.announce(result.ready)
     services.announcer.changed(principal.tenant_id, [job_id])
+    return job_view(await _read(services, principal, job_id))
+
+
+@router.post(
+    "/jobs/{job_id}/discard", responses=problems(ProblemType.NOT_FOUND, ProblemType.CONFLICT)
+)
+async def discard_job(services: WithServices, principal: Operator, job_id: JobId) -> JobView:
+    """Take a failed job off the list of dead letters; it stays until retention. Idempotent, and
+    undone by a retry.
+    """
+    async with services.transaction() as connection:
+        result = await ledger.discard(connection, principal.tenant_id, [job_id], by=principal.name)
+        if job_id in result.missing:
+            raise JobNotFound(job_id)
+        if (state := result.not_failed.get(job_id)) is not None:
+            detail = f"job {job_id} is {state}: only failed jobs are discarded"
+            raise Problem(ProblemType.CONFLICT, detail)
     return job_view(await _read(services, principal, job_id))
 
 
