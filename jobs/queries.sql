@@ -153,7 +153,7 @@ WITH permitted AS MATERIALIZED (
     CROSS JOIN LATERAL (
         SELECT job_id FROM parked
         WHERE reason = 'limit' AND tenant_id = k.tenant_id AND concurrency_key = k.key
-        ORDER BY sort_at LIMIT k.permits FOR UPDATE SKIP LOCKED
+        ORDER BY sort_at, job_id LIMIT k.permits FOR UPDATE SKIP LOCKED
     ) AS p
 ), moved AS (
     DELETE FROM parked WHERE job_id = ANY(ARRAY(SELECT job_id FROM permitted)) RETURNING *
@@ -502,11 +502,20 @@ SELECT id FROM history WHERE tenant_id = $1 AND id = ANY($2::uuid[]);
 SELECT id, unique_key, unique_until, batch_id FROM history
 WHERE tenant_id = $1 AND id = ANY($2::uuid[]) ORDER BY id FOR UPDATE;
 
+-- name: lock_live_parents
+-- Whom these jobs still depend on: locked before they are counted, so that none ends unseen in between.
+SELECT id FROM jobs
+WHERE id = ANY(ARRAY(
+    SELECT d.parent_id FROM unnest($1::uuid[]) AS child (id)
+    CROSS JOIN LATERAL (SELECT parent_id FROM dependencies WHERE job_id = child.id OFFSET 0) AS d))
+ORDER BY id FOR NO KEY UPDATE;
+
 -- name: revive
--- Terminal jobs live again, with a new budget; the last attempt joins the others. Waits in `parked` as `limit` when the
--- job has a key.
+-- Terminal jobs live again, with a new budget; the last attempt joins the others. Waits in `parked` for parents that
+-- live still, or as `limit` when the job has a key.
 WITH gone AS MATERIALIZED (
-    SELECT * FROM history WHERE tenant_id = $2 AND id = ANY($3::uuid[])
+    SELECT h.*, (SELECT count(*)::int FROM dependencies WHERE job_id = h.id) AS live_parents
+    FROM history AS h WHERE tenant_id = $2 AND id = ANY($3::uuid[])
 ), dropped AS (
     DELETE FROM history WHERE tenant_id = $2 AND id = ANY($3::uuid[])
 ), remembered AS (
@@ -516,24 +525,26 @@ WITH gone AS MATERIALIZED (
     INSERT INTO jobs (
         id, tenant_id, kind, pool, payload, priority, run_at, sort_at, created_at, timeout_s, max_attempts, attempt,
         tags, custom_id, batch_id, parent_id, root_id, lineage, schedule_id, callback_url, unique_key, unique_until,
-        concurrency_key, on_parent_failure, has_family, last_error, revived_at)
+        concurrency_key, on_parent_failure, has_family, last_error, revived_at, pending_parents)
     SELECT
         id, tenant_id, kind, pool, payload, priority, coalesce($1, now()),
         coalesce($1, now()) - priority * $4::float8 * interval '1 second', created_at, timeout_s, max_attempts, attempt,
         tags, custom_id, batch_id, parent_id, root_id, lineage, schedule_id, callback_url, unique_key, unique_until,
-        concurrency_key, on_parent_failure, has_family, error, coalesce($1, now())
+        concurrency_key, on_parent_failure, has_family, error, coalesce($1, now()),
+        live_parents
     FROM gone
     RETURNING *
 ), queued AS (
     INSERT INTO ready (job_id, pool, sort_at, kind, tenant_id)
-    SELECT id, pool, sort_at, kind, tenant_id FROM revived WHERE concurrency_key IS NULL
+    SELECT id, pool, sort_at, kind, tenant_id FROM revived WHERE concurrency_key IS NULL AND pending_parents = 0
 ), waiting AS (
     INSERT INTO parked (job_id, reason, run_at, sort_at, pool, kind, tenant_id, concurrency_key, batch_id, follow_up)
-    SELECT id, 'limit', run_at, sort_at, pool, kind, tenant_id, concurrency_key, batch_id, parent_id IS NOT NULL
-    FROM revived WHERE concurrency_key IS NOT NULL
+    SELECT id, CASE WHEN pending_parents > 0 THEN 'dependency' ELSE 'limit' END, run_at, sort_at, pool, kind,
+        tenant_id, concurrency_key, batch_id, parent_id IS NOT NULL
+    FROM revived WHERE concurrency_key IS NOT NULL OR pending_parents > 0
 )
 SELECT id, pool, gone.state, gone.tenant_id, gone.lineage, gone.has_family, gone.batch_id,
-    gone.parent_id IS NOT NULL AS follow_up, gone.concurrency_key
+    gone.parent_id IS NOT NULL AS follow_up, gone.concurrency_key, gone.live_parents
 FROM gone;
 
 -- name: reopen_batches

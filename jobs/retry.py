@@ -31,7 +31,7 @@ async def retry(
     """Queue terminal jobs again; live ones are left as they are, so that repeating it changes
     nothing.
 
-    Attempt numbers keep growing, `expires_at` is dropped. A finished batch runs again with `run` +
+    Parents that live still are waited for again. Attempt numbers keep growing, `expires_at` is dropped. A finished batch runs again with `run` +
     1.
     """
     asked = list(dict.fromkeys(ids))
@@ -41,7 +41,8 @@ async def retry(
             row["id"] for row in await connection.fetch(QUERIES["known_jobs"], tenant_id, asked)
         }
         locked = await connection.fetch(QUERIES["lock_for_retry"], tenant_id, asked)
-        refused = await _take_keys(connection, tenant_id, locked)
+        await connection.fetch(QUERIES["lock_live_parents"], [row["id"] for row in locked])
+        refused = await _take_keys(connection, tenant_id, locked, now)
         back = [row["id"] for row in locked if row["id"] not in refused]
         aftermath = Aftermath(connection, NO_SLOT, now)
         if back:
@@ -61,15 +62,19 @@ async def retry(
 
 
 async def _take_keys(
-    connection: Connection, tenant_id: TenantId, locked: Sequence[asyncpg.Record]
+    connection: Connection,
+    tenant_id: TenantId,
+    locked: Sequence[asyncpg.Record],
+    now: datetime | None,
 ) -> set[UUID]:
-    """Hold the unique keys again; answers the jobs whose key another job has."""
-    wanted = {row["unique_key"]: row["id"] for row in locked if row["unique_until"] == "finished"}
-    others = {
-        row["id"]
-        for row in locked
-        if row["unique_until"] == "finished" and wanted[row["unique_key"]] != row["id"]
-    }
+    """Hold the unique keys again; answers the jobs whose key another job has.
+
+    A key held for a time is not asked for: its time began when the job was submitted.
+    """
+    keyed = [row for row in locked if row["unique_until"] in {"started", "finished"}]
+    last = {row["unique_key"]: row for row in keyed}
+    wanted = {key: row["id"] for key, row in last.items()}
+    others = {row["id"] for row in keyed if wanted[row["unique_key"]] != row["id"]}
     if not wanted:
         return set()
     rows = await connection.fetch(
@@ -77,9 +82,9 @@ async def _take_keys(
         tenant_id,
         list(wanted),
         list(wanted.values()),
-        ["finished"] * len(wanted),
+        [row["unique_until"] for row in last.values()],
         [None] * len(wanted),
-        None,
+        now,
     )
     taken = {row["key"] for row in rows}
     return others | {job_id for key, job_id in wanted.items() if key not in taken}
@@ -97,11 +102,12 @@ async def _reopen(
             changes.descendant_revived(ancestor, state)
         if row["has_family"]:
             changes.reopened(row["id"])
-        key = row["concurrency_key"]
-        if key is None:
+        key, live_parents = row["concurrency_key"], row["live_parents"]
+        if key is None and not live_parents:
             aftermath.ready[row["pool"]].append(row["id"])
         else:
             aftermath.deltas.add(row["batch_id"], "scheduled", follow_up=follow_up)
+        if key is not None and not live_parents:
             aftermath.wait_for_permit(TenantId(row["tenant_id"]), key)
     await changes.write(connection, None)
     await aftermath.fill_permits()

@@ -158,7 +158,7 @@ CREATE TABLE parked (
 );
 CREATE INDEX parked_due ON parked (run_at) WHERE reason IN ('delayed', 'backoff');
 CREATE INDEX parked_by_key ON parked (tenant_id, concurrency_key) WHERE concurrency_key IS NOT NULL;
-CREATE INDEX parked_for_permit ON parked (tenant_id, concurrency_key, sort_at) WHERE reason = 'limit';
+CREATE INDEX parked_for_permit ON parked (tenant_id, concurrency_key, sort_at, job_id) WHERE reason = 'limit';
 
 -- Running, at most a few thousand rows: found by slot without an index, which every claim would pay.
 -- Held by (slot, token). Every write of an attempt checks its token here, in its own transaction.
@@ -253,6 +253,8 @@ CREATE TABLE dependencies (
     job_id     uuid NOT NULL,
     PRIMARY KEY (parent_id, job_id)
 );
+-- Edges of a job that ended while it waited stay until its parents end: a retry waits for those that live.
+CREATE INDEX dependencies_by_job ON dependencies (job_id);
 
 CREATE TABLE unique_keys (
     tenant_id   int NOT NULL,
