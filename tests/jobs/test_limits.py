@@ -37,6 +37,17 @@ async def test_the_end_of_one_queues_the_next_in_order(desk: Desk) -> None:
     assert recorded.ready == {"probe": (urgent.id,)}
 
 
+async def test_equals_are_queued_as_they_were_submitted(desk: Desk) -> None:
+    jobs = await desk.enqueue(*(probe(concurrency_key="k") for _ in range(8)))
+    slot = await desk.slot()
+    claimed = []
+    for _ in jobs:
+        found = await desk.claim(slot)
+        claimed += [job.id for job in found]
+        await desk.end(slot, found)
+    assert claimed == [job.id for job in jobs]
+
+
 async def test_a_backed_off_job_gives_its_permit_to_another(desk: Desk) -> None:
     first, second = await desk.enqueue(probe(concurrency_key="k"), probe(concurrency_key="k"))
     slot = await desk.slot()

@@ -85,3 +85,40 @@ async def test_its_family_is_open_again_and_its_batch_runs_again(desk: Desk) -> 
         assert await batches.finish_due(connection) == [batch_id]
         types = await connection.fetch("SELECT type FROM events WHERE type LIKE 'batch.%'")
     assert len(types) == 2
+
+
+async def test_a_retried_job_waits_again_for_the_parents_that_live(desk: Desk) -> None:
+    doomed, slow = await desk.enqueue(probe(priority=9), probe())
+    parents = (str(doomed.id), str(slow.id))
+    (child,) = await desk.enqueue(probe(depends_on=parents))
+    slot = await desk.slot()
+    await desk.end(slot, await desk.claim(slot, 1), HOPELESS)
+    assert (await desk.get(child.id)).state == "cancelled"
+    assert (await _retry(desk, child.id)).ready == {}
+    again = await desk.get(child.id)
+    assert (again.state, again.state_reason) == ("scheduled", "dependency")
+    recorded = await desk.end(slot, await desk.claim(slot), DONE)
+    assert recorded.ready == {"probe": (child.id,)}
+
+
+async def test_a_retried_job_does_not_wait_for_a_parent_that_ended_meanwhile(desk: Desk) -> None:
+    doomed, slow = await desk.enqueue(probe(priority=9), probe())
+    parents = (str(doomed.id), str(slow.id))
+    (child,) = await desk.enqueue(probe(depends_on=parents))
+    slot = await desk.slot()
+    await desk.end(slot, await desk.claim(slot, 1), HOPELESS)
+    await desk.end(slot, await desk.claim(slot), HOPELESS)
+    assert (await _retry(desk, child.id)).ready == {"probe": (child.id,)}
+
+
+async def test_a_key_held_until_the_start_is_held_again(desk: Desk) -> None:
+    unique = Unique("k", until="started")
+    (first,) = await desk.enqueue(probe(unique=unique))
+    async with desk.pool.acquire() as connection:
+        await ledger.cancel(connection, DEFAULT_TENANT, [first.id])
+    assert (await _retry(desk, first.id)).retried == (first.id,)
+    (second,) = await desk.enqueue(probe(unique=unique))
+    assert (second.id, second.deduplicated) == (first.id, True)
+    await desk.claim(await desk.slot())
+    (third,) = await desk.enqueue(probe(unique=unique))
+    assert not third.deduplicated
