@@ -47,8 +47,8 @@ class Watcher:
         if signal.tenant_id != self.tenant_id:
             return False
         if self.job_id is not None:
-            return signal.job_id == self.job_id
-        return self.batch_id is None or signal.batch_id == self.batch_id
+            return signal.is_about(self.job_id)
+        return self.batch_id is None or signal.is_about(self.batch_id)
 
     def push(self, signal: Signal) -> None:
         """Keep the signal and wake the one who waits."""
@@ -128,7 +128,11 @@ class Hub:
             await anyio.sleep(RESUBSCRIBE_S)
 
     def _deliver(self, signal: Signal) -> None:
-        for key in {signal.job_id, signal.batch_id, None}:
+        if signal.touched:
+            keys = [key for key in self._by_id if key is None or signal.is_about(key)]
+        else:
+            keys = list({signal.job_id, signal.batch_id, None})
+        for key in keys:
             for watcher in self._by_id.get(key, ()):
                 if watcher.wants(signal):
                     watcher.push(signal)

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 from uuid import UUID
 
 from jobs.model import ClaimedJob, SlotId
@@ -12,8 +13,7 @@ from jobs.states import JobState
 type Ready = Mapping[str, tuple[UUID, ...]]
 
 
-@dataclass(frozen=True, slots=True)
-class Ended:
+class Ended(NamedTuple):
     """An attempt that ended. `waited_s` lies between claim and start, by the slot's monotonic
     clock.
     """

@@ -3,7 +3,7 @@
 import random
 from dataclasses import dataclass
 from enum import Enum
-from typing import Literal, assert_never
+from typing import Literal, NamedTuple, assert_never
 
 import orjson
 
@@ -29,8 +29,7 @@ class Suspicion(Enum):
     STRONG = "it had started, and the slot died by itself"
 
 
-@dataclass(frozen=True, slots=True)
-class Finish:
+class Finish(NamedTuple):
     """The job is over. `result` and `error` are JSON text."""
 
     job: ClaimedJob
@@ -141,9 +140,8 @@ def _fail(
     failures = job.failures + 1
     if not problem.retryable or failures >= job.max_attempts:
         return Finish(job, waited_s, JobState.FAILED, error=_as_text(problem))
-    after_s = backoff.delay_s(failures, rng) if problem.after_s is None else problem.after_s
     cleaned = Problem(problem.type, _clean(problem.detail), retryable=True)
-    return BackOff(job, waited_s, cleaned, min(max(0.0, after_s), backoff.cap_s))
+    return BackOff(job, waited_s, cleaned, backoff.pause_s(problem, failures, rng))
 
 
 def _as_text(problem: Problem) -> str:

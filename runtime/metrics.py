@@ -5,6 +5,8 @@ starts) all processes of a stack write there, and the API's /metrics adds them u
 """
 
 import os
+from bisect import bisect_left
+from collections import Counter as Counts
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -123,6 +125,18 @@ EVENTS_SENT = _counter("xnai_events_sent_total", "Server-sent events written.", 
 PROCESS_RESTARTS = _counter(
     "xnai_process_restarts_total", "Processes of the stack that died and were restarted.", ["role"]
 )
+
+
+def observe_all(histogram: Histogram, amounts: Sequence[float]) -> None:
+    """Observe many amounts at once: `observe` takes 2 µs, which a no-op job cannot afford.
+
+    By the library's own attributes, since it offers nothing of the kind; a test compares with
+    `observe`.
+    """
+    histogram._sum.inc(sum(amounts))  # noqa: SLF001
+    bounds = histogram._upper_bounds  # noqa: SLF001
+    for at, count in Counts(bisect_left(bounds, amount) for amount in amounts).items():
+        histogram._buckets[at].inc(count)  # noqa: SLF001
 
 
 def configure(settings: "Settings", *, role: str) -> None:

@@ -97,6 +97,7 @@ async def open_pool(settings: "Settings", *, role: str, size: int) -> Pool:
         init=_set_codecs,
         timeout=CONNECT_TIMEOUT_S,
         command_timeout=settings.statement_timeout_s + SILENCE_S,
+        reset=_keep_session,
         # A connection costs the server some 6 MB: after a burst, give them back soon.
         max_inactive_connection_lifetime=IDLE_CONNECTION_S,
         server_settings=_server_settings(
@@ -227,6 +228,13 @@ def _server_settings(
 
 def _milliseconds(seconds: float) -> str:
     return str(round(seconds * 1000))
+
+
+async def _keep_session(connection: Connection) -> None:
+    """Nothing of ours changes a session beyond its transaction, so there is nothing to reset: the
+    default asks the server a question for every release.
+    """
+    del connection
 
 
 async def _set_codecs(connection: Connection) -> None:

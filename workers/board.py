@@ -9,20 +9,21 @@ import mmap
 import os
 import struct
 import time
-from dataclasses import dataclass
+from typing import NamedTuple
 from uuid import UUID
 
 ENTRIES_MAX = 2048
 
 _HEADER = struct.Struct("<QQ")  # when the slot's event loop last turned, how many jobs had ended
 _ENTRY = struct.Struct("<16sqQQ?")  # job id, token, started, deadline, exclusive
-_FLAG_BYTES = 8
-_STRIDE = _FLAG_BYTES + _ENTRY.size + (-_ENTRY.size) % 8
-_SIZE = _HEADER.size + ENTRIES_MAX * _STRIDE
+# A byte an entry, side by side: an idle slot's board is read with one look for a 1.
+_FLAGS = _HEADER.size
+_FLAGS_END = _FLAGS + ENTRIES_MAX
+_STRIDE = _ENTRY.size + (-_ENTRY.size) % 8
+_SIZE = _FLAGS_END + ENTRIES_MAX * _STRIDE
 
 
-@dataclass(frozen=True, slots=True)
-class Started:
+class Started(NamedTuple):
     """A job that a slot is running: times in CLOCK_MONOTONIC nanoseconds."""
 
     job_id: UUID
@@ -76,37 +77,31 @@ class Board:
         ENTRIES_MAX.
         """
         entry = self._free.pop()
-        at = _HEADER.size + entry * _STRIDE
-        _ENTRY.pack_into(
-            self._memory,
-            at + _FLAG_BYTES,
-            started.job_id.bytes,
-            started.token,
-            started.started_ns,
-            started.deadline_ns,
-            started.exclusive,
-        )
-        self._memory[at] = 1
+        job_id, token, started_ns, deadline_ns, exclusive = started
+        at = _FLAGS_END + entry * _STRIDE
+        _ENTRY.pack_into(self._memory, at, job_id.bytes, token, started_ns, deadline_ns, exclusive)
+        self._memory[_FLAGS + entry] = 1
         return entry
 
     def clear(self, entry: int) -> None:
         """Show that the job of this entry has ended."""
-        self._memory[_HEADER.size + entry * _STRIDE] = 0
+        self._memory[_FLAGS + entry] = 0
         self._free.append(entry)
         self._ended += 1
 
     def read(self) -> list[Started]:
         """The started jobs. An entry caught between two jobs is left out or is the later one."""
         found = []
-        for entry, is_taken in enumerate(self._memory[_HEADER.size :: _STRIDE]):
-            at = _HEADER.size + entry * _STRIDE
-            if is_taken:
-                job_id, *rest = _ENTRY.unpack_from(self._memory, at + _FLAG_BYTES)
-                if self._memory[at]:
-                    found.append(Started(UUID(bytes=job_id), *rest))
+        flag = self._memory.find(b"\x01", _FLAGS, _FLAGS_END)
+        while flag != -1:
+            at = _FLAGS_END + (flag - _FLAGS) * _STRIDE
+            job_id, *rest = _ENTRY.unpack_from(self._memory, at)
+            if self._memory[flag]:
+                found.append(Started(UUID(bytes=job_id), *rest))
+            flag = self._memory.find(b"\x01", flag + 1, _FLAGS_END)
         return found
 
     @property
     def is_busy(self) -> bool:
         """Whether any job is shown as started."""
-        return any(self._memory[_HEADER.size :: _STRIDE])
+        return self._memory.find(b"\x01", _FLAGS, _FLAGS_END) != -1

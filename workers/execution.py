@@ -36,14 +36,16 @@ class StopReason(Enum):
 
 @dataclass(slots=True)
 class InHand:
-    """A job that this slot is running now, and the ways to stop it."""
+    """A job that this slot is running now, and the ways to stop it. `scope` is its lane's."""
 
     run: Run[BaseModel]
     kind: Kind
     entry: int
     deadline_ns: int
-    scope: anyio.CancelScope = field(default_factory=anyio.CancelScope)
+    scope: anyio.CancelScope
+    began: float = field(default_factory=time.perf_counter)
     reason: StopReason | None = None
+    is_shown: bool = False
 
     def stop(self, reason: StopReason) -> None:
         """Tell the handler to stop; the first reason counts. Native code polls `run.stop`."""
@@ -77,20 +79,15 @@ def prepare(job: ClaimedJob, kind: Kind, services: Services) -> Run[BaseModel] |
 
 
 async def execute(in_hand: InHand) -> Ending:
-    """Run the handler to its end and say how it ended. Never raises but on the slot's own
-    cancellation.
+    """Run the handler to its end and say how it ended. Raises nothing but the cancellation of
+    `scope`; `stopped` says how the job ended then.
     """
-    started = time.perf_counter()
     # The boundary of foreign code: whatever a handler raises is an outcome of its job.
     try:
-        with in_hand.scope:
-            handler = load_handler(in_hand.kind.handler)
-            result = await handler(in_hand.run)
-            return result if isinstance(result, Completed) else Completed(result)
+        result = await load_handler(in_hand.kind.handler)(in_hand.run)
     except Exception as error:  # noqa: BLE001
-        if in_hand.reason is None:
-            return _classify(only_leaf(error), in_hand)
-    return _stopped(in_hand, time.perf_counter() - started)
+        return _classify(only_leaf(error), in_hand) if in_hand.reason is None else stopped(in_hand)
+    return result if isinstance(result, Completed) else Completed(result)
 
 
 def _classify(error: BaseException, in_hand: InHand) -> Ending:  # noqa: PLR0911 - one answer a case
@@ -129,7 +126,8 @@ def _one_line(error: BaseException) -> str:
     return text if len(text) <= 2000 else f"{text[:2000]}…"
 
 
-def _stopped(in_hand: InHand, ran_s: float) -> Ending:
+def stopped(in_hand: InHand) -> Ending:
+    """How a job ends whose handler was told to stop, by the reason."""
     match in_hand.reason:
         case StopReason.CANCEL:
             return Cancelled("cancelled by request")
@@ -137,7 +135,8 @@ def _stopped(in_hand: InHand, ran_s: float) -> Ending:
             return Failed(
                 Problem(
                     "timeout",
-                    f"stopped after {ran_s:.1f} s: raise timeout_s, or do less in one job",
+                    f"stopped after {time.perf_counter() - in_hand.began:.1f} s: "
+                    "raise timeout_s, or do less in one job",
                 )
             )
         case StopReason.SHUTDOWN | None:

@@ -1,15 +1,15 @@
 """Writes ended jobs to the ledger in batches: whatever waits when the last commit returns goes
 next.
 
-No timer: one job alone is committed at once, a thousand share one commit. An ended job stays in the
-queue until its outcome is committed, through a Postgres outage too: it is held by this slot as long
-as that.
+No timer: one job alone is committed at once, five hundred share one commit. An ended job stays here
+until its outcome is committed, through a Postgres outage too: it is held by this slot as long as
+that.
 """
 
 import random
 from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from math import inf
 
 import anyio
 
@@ -31,12 +31,13 @@ log = logger("recorder")
 
 @dataclass(frozen=True, slots=True)
 class Book:
-    """What the recorder writes with."""
+    """What the recorder writes with. `on_commit` is called when there is room for more."""
 
     postgres: Pool
     announcer: Announcer
     kinds: KindRegistry
     slot_id: SlotId
+    on_commit: Callable[[], None]
     backoff: Backoff = field(default_factory=Backoff)
 
 
@@ -47,37 +48,47 @@ class Recorder:
 
     def __init__(self, book: Book) -> None:
         self._book = book
-        self._send, self._receive = anyio.create_memory_object_stream[Ended](inf)
+        self._ended: list[Ended] = []
+        self._more = anyio.Event()
+        self._closed = False
+        self._in_commit = 0
         # Jitter of retries only.
         self._rng = random.Random()  # noqa: S311
 
+    @property
+    def unrecorded(self) -> int:
+        """Jobs that have ended and are not committed yet: who claims bounds them."""
+        return len(self._ended) + self._in_commit
+
     def add(self, ended: Ended) -> None:
-        """Queue an ended job. Bounded by what the slot may have in hand."""
-        self._send.send_nowait(ended)
+        """Queue an ended job."""
+        if not self._ended:
+            self._more.set()
+        self._ended.append(ended)
 
     def close(self) -> None:
         """Take no more; `run` ends after the last commit."""
-        self._send.close()
+        self._closed = True
+        self._more.set()
 
     async def run(self) -> None:
         """Record until closed. Raises SlotEnded when the slot was declared dead."""
-        async with self._receive:
-            async for first in self._receive:
-                await self._commit(self._batch(first))
+        while self._ended or not self._closed:
+            if not self._ended:
+                self._more = anyio.Event()
+                await self._more.wait()
+                continue
+            batch, self._ended = self._ended[:BATCH_MAX], self._ended[BATCH_MAX:]
+            self._in_commit = len(batch)
+            recorded = await self._commit(batch)
+            self._in_commit = 0
+            self._book.on_commit()
+            _count(batch, recorded)
+            self._tell(batch, recorded)
 
-    def _batch(self, first: Ended) -> list[Ended]:
-        batch = [first]
-        while len(batch) < BATCH_MAX:
-            try:
-                batch.append(self._receive.receive_nowait())
-            except (anyio.WouldBlock, anyio.EndOfStream):
-                break
-        return batch
-
-    async def _commit(self, batch: list[Ended]) -> None:
-        """Record a batch, waiting out an outage; then announce and nudge, both after the commit."""
-        recorded = None
-        while recorded is None:
+    async def _commit(self, batch: Sequence[Ended]) -> Recorded:
+        """Record a batch, waiting out an outage."""
+        while True:
             try:
                 async with self._book.postgres.acquire() as connection:
                     recorded = await ledger.record(
@@ -90,32 +101,29 @@ class Recorder:
                     )
                     if recorded.batches:
                         await batches.finish_due(connection, recorded.batches)
+                    return recorded
             except PASSING as error:
                 log.warning("record_waits", jobs=len(batch), error=str(error))
                 await anyio.sleep(RETRY_PAUSE_S)
-        self._tell(batch, recorded)
 
-    def _tell(self, batch: list[Ended], recorded: Recorded) -> None:
-        _count(batch, recorded)
-        if recorded.stale:
-            metrics.FENCED_WRITES.inc(len(recorded.stale))
-            log.warning("late_outcome_refused", job_ids=[str(job_id) for job_id in recorded.stale])
+    def _tell(self, batch: Sequence[Ended], recorded: Recorded) -> None:
+        """Announce what became claimable, and nudge watchers."""
         self._book.announcer.announce(recorded.ready)
         by_tenant: dict[TenantId, list[Ended]] = {}
         for ended in batch:
             by_tenant.setdefault(ended.job.tenant_id, []).append(ended)
         for tenant_id, own in by_tenant.items():
             touched = {ended.job.batch_id for ended in own if ended.job.batch_id is not None}
-            ids = {job_id for ended in own for job_id in (ended.job.id, *ended.job.lineage)}
+            ids = [job_id for ended in own for job_id in (ended.job.id, *ended.job.lineage)]
             self._book.announcer.changed(tenant_id, ids, touched)
 
 
-def _count(batch: list[Ended], recorded: Recorded) -> None:
+def _count(batch: Sequence[Ended], recorded: Recorded) -> None:
     """Count what was written; one label look-up a kind and outcome, not a job."""
-    written = Counter(
-        (ended.job.kind, ended.job.pool, type(ended.ending).__name__.lower())
-        for ended in batch
-        if ended.job.id not in recorded.stale
-    )
-    for (kind, pool, outcome), count in written.items():
-        metrics.JOBS_FINISHED.labels(kind, pool, outcome).inc(count)
+    if recorded.stale:
+        metrics.FENCED_WRITES.inc(len(recorded.stale))
+        log.warning("late_outcome_refused", job_ids=[str(job_id) for job_id in recorded.stale])
+        batch = [ended for ended in batch if ended.job.id not in recorded.stale]
+    written = Counter((ended.job.kind, ended.job.pool, type(ended.ending)) for ended in batch)
+    for (kind, pool, ending), count in written.items():
+        metrics.JOBS_FINISHED.labels(kind, pool, ending.__name__.lower()).inc(count)

@@ -1,16 +1,18 @@
 """A slot's loop: claim what there is room for, run it, hand the endings to the recorder, wait for a
 wake-up.
 
-Always one claim statement in the ledger's order, woken or polling. The slot claims until nothing is
-left, then blocks on its pool's queue; while Redis is away it polls.
+Always one claim statement in the ledger's order, woken or polling. The next jobs are claimed while
+the last ones run and those before them are recorded. The slot claims until nothing is left, then
+blocks on its pool's queue; while Redis is away it polls.
 """
 
 import time
-from dataclasses import dataclass, field
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import NamedTuple
 from uuid import UUID
 
 import anyio
-from anyio.abc import TaskGroup
 
 from engines.memory import give_back_memory
 from jobs import ledger
@@ -23,19 +25,19 @@ from runtime import metrics
 from runtime.logs import logger
 from runtime.postgres import PASSING
 from runtime.redis import Client
-from workers.board import ENTRIES_MAX, Board, Started
-from workers.execution import InHand, StopReason, execute, prepare
+from workers.board import Board, Started
+from workers.execution import InHand, StopReason, execute, prepare, stopped
+from workers.lanes import Lanes
+from workers.pace import Pace
 from workers.recorder import Book, Recorder
 from workers.run import Services
 from workers.wakeups import WakeUps
 
-CLAIM_MAX = 500
-# A slot claims at most this much measured work ahead, so that a neighbour is never kept waiting for
-# it.
-AHEAD_S = 0.05
-SMOOTHING = 0.2
-WATCH_BUSY_S = 0.1
-WATCH_IDLE_S = 0.5
+# Ended jobs that may wait for their commit before the slot claims no more.
+UNRECORDED_MAX = 1000
+# With little room, a slot waits so long for more: a claim costs the same for one job as for ten.
+GATHER_S = 0.002
+WATCH_S = 0.1
 STOP_GRACE_S = 3.0
 
 log = logger("runner")
@@ -52,49 +54,69 @@ class Post:
     services: Services
 
 
-@dataclass(slots=True)
+class Waiting(NamedTuple):
+    """A claimed job that has not begun, and since when it is here."""
+
+    job: ClaimedJob
+    claimed_ns: int
+
+
 class Runner:
     """Runs one slot until `drain`. Its state is of this process only; the ledger is in Postgres."""
 
-    post: Post
-    in_hand: dict[UUID, InHand] = field(default_factory=dict)
-    _waiting: dict[UUID, ClaimedJob] = field(default_factory=dict)
-    _cancelled: set[UUID] = field(default_factory=set)
-    _unseen: list[ClaimedJob] = field(default_factory=list)
-    _draining: anyio.Event = field(default_factory=anyio.Event)
-    _freed: anyio.Event = field(default_factory=anyio.Event)
-    _idle: anyio.CancelScope = field(default_factory=anyio.CancelScope)
-    _one_at_a_time: anyio.Lock = field(default_factory=anyio.Lock)
-    _job_s: float = AHEAD_S
-    _has_run: bool = False
+    def __init__(self, post: Post) -> None:
+        self.post = post
+        self.in_hand: dict[UUID, InHand] = {}
+        services = post.services
+        kinds = services.kinds.of_pool(post.pool)
+        self._kinds = {kind.name: kind for kind in kinds}
+        self._pace = Pace(kinds)
+        settings = services.settings
+        self._announcer = Announcer(post.redis, services.live)
+        self._wake_ups = WakeUps(post.redis, post.pool, poll_s=settings.poll_s)
+        self._recorder = Recorder(
+            Book(
+                services.postgres,
+                self._announcer,
+                services.kinds,
+                post.slot_id,
+                self._make_room,
+                Backoff(settings.backoff_s, settings.backoff_max_s),
+            )
+        )
+        self._lanes: Lanes[Waiting] | None = None
+        self._cancelled: set[UUID] = set()
+        self._durations: defaultdict[str, list[float]] = defaultdict(list)
+        self._is_draining = False
+        self._needs_room = False
+        self._has_suspect = False
+        self._has_run = False
+        self._is_watched = False
+        self._freed = anyio.Event()
+        self._begun = anyio.Event()
+        self._idle = anyio.CancelScope()
+        self._one_at_a_time = anyio.Lock()
 
     async def run(self) -> None:
         """Claim and run until drained and recorded. Raises SlotEnded when the slot was declared
         dead.
         """
-        services = self.post.services
-        settings = services.settings
-        announcer = Announcer(self.post.redis, services.live)
-        book = Book(
-            services.postgres,
-            announcer,
-            services.kinds,
-            self.post.slot_id,
-            Backoff(settings.backoff_s, settings.backoff_max_s),
-        )
-        recorder = Recorder(book)
-        async with announcer.telling(), anyio.create_task_group() as recording:
-            recording.start_soon(recorder.run)
+        async with self._announcer.telling(), anyio.create_task_group() as recording:
+            recording.start_soon(self._recorder.run)
             async with anyio.create_task_group() as watching:
-                watching.start_soon(self._watch, announcer)
+                watching.start_soon(self._watch)
                 async with anyio.create_task_group() as running:
-                    await self._claim_until_drained(running, recorder)
+                    lanes = Lanes(running, self._run_next, self._pace.at_once)
+                    self._lanes = lanes
+                    await self._claim_until_drained(lanes)
+                    lanes.close()
                 watching.cancel_scope.cancel()
-            recorder.close()
+            self._observe()
+            self._recorder.close()
 
     def drain(self) -> None:
         """Claim no more; what is in hand goes on, what has not begun is given back."""
-        self._draining.set()
+        self._is_draining = True
         self._idle.cancel()
         self._freed.set()
 
@@ -107,131 +129,182 @@ class Runner:
         """Stop a job whose cancellation was requested, running or not begun."""
         if (in_hand := self.in_hand.get(job_id)) is not None:
             in_hand.stop(StopReason.CANCEL)
-        elif job_id in self._waiting:
+        elif self._lanes is not None and any(job.id == job_id for job, _ in self._lanes.waiting):
             self._cancelled.add(job_id)
 
     # -- claiming
 
-    async def _claim_until_drained(self, running: TaskGroup, recorder: Recorder) -> None:
-        poll_s = self.post.services.settings.poll_s
-        wake_ups = WakeUps(self.post.redis, self.post.pool, poll_s=poll_s)
-        while not self._draining.is_set():
-            room = self._room()
+    async def _claim_until_drained(self, lanes: Lanes[Waiting]) -> None:
+        while not self._is_draining:
+            room = self._room(lanes)
             if room < 1:
-                self._freed = anyio.Event()
-                await self._freed.wait()
+                await self._wait_for_room(lanes)
                 continue
-            jobs = await self._claim(room)
-            wake_ups.found(len(jobs))
-            for job in jobs:
-                self._waiting[job.id] = job
-                running.start_soon(self._run_job, job, recorder, time.monotonic())
-            if not jobs:
-                await self._block(wake_ups)
+            jobs = await self._claim(room, alone_ok=not lanes.waiting and not self.in_hand)
+            self._pace.claimed()
+            self._wake_ups.found(len(jobs))
+            claimed_ns = time.monotonic_ns()
+            lanes.offer([Waiting(job, claimed_ns) for job in jobs])
+            # Fewer than asked for are all there were; whatever came since is announced.
+            if len(jobs) < room:
+                await self._block()
 
-    def _room(self) -> int:
-        """How many jobs to claim now: what runs at once, and for exclusive kinds a little ahead."""
-        kinds = self.post.services.kinds.of_pool(self.post.pool)
-        if any(kind.exclusive for kind in kinds):
-            ahead = min(CLAIM_MAX, max(1, int(AHEAD_S / max(self._job_s, 1e-6))))
-            return ahead - len(self._waiting) - len(self.in_hand)
-        at_once = max((kind.in_hand for kind in kinds), default=1)
-        return min(CLAIM_MAX, at_once, ENTRIES_MAX) - len(self._waiting) - len(self.in_hand)
+    def _room(self, lanes: Lanes[Waiting]) -> int:
+        """How many jobs to claim now. Nothing beside a suspect, and nothing while Postgres takes no
+        records: then what has ended would pile up here.
+        """
+        waiting, running = len(lanes.waiting), len(self.in_hand)
+        if self._has_suspect and (waiting or running):
+            return 0
+        self._has_suspect = False
+        if self._recorder.unrecorded >= UNRECORDED_MAX:
+            return 0
+        return self._pace.room(waiting, running)
 
-    async def _claim(self, room: int) -> list[ClaimedJob]:
+    async def _wait_for_room(self, lanes: Lanes[Waiting]) -> None:
+        self._freed = anyio.Event()
+        self._needs_room = True
+        await self._freed.wait()
+        self._needs_room = False
+        if len(self.in_hand) + len(lanes.waiting) > self._pace.at_once * 3 // 4:
+            await anyio.sleep(GATHER_S)
+
+    def _make_room(self) -> None:
+        if self._needs_room:
+            self._freed.set()
+
+    async def _claim(self, room: int, *, alone_ok: bool) -> list[ClaimedJob]:
         """Claim up to `room` jobs; nothing while Postgres is away."""
-        services = self.post.services
-        kinds = [kind.name for kind in services.kinds.of_pool(self.post.pool)]
-        alone_ok = not self.in_hand and not self._waiting
+        post = self.post
         try:
-            async with services.postgres.acquire() as connection:
+            async with post.services.postgres.acquire() as connection:
                 jobs = await ledger.claim(
-                    connection, self.post.slot_id, self.post.pool, kinds, room, alone_ok=alone_ok
+                    connection,
+                    post.slot_id,
+                    post.pool,
+                    list(self._kinds),
+                    room,
+                    alone_ok=alone_ok,
                 )
         except PASSING as error:
             log.warning("claim_waits", error=str(error))
-            await anyio.sleep(services.settings.poll_s)
+            await anyio.sleep(post.services.settings.poll_s)
             return []
-        metrics.JOBS_CLAIMED.labels(pool=self.post.pool).inc(len(jobs))
         if jobs:
+            metrics.JOBS_CLAIMED.labels(pool=post.pool).inc(len(jobs))
             # One observation a claim: the job that waited longest.
             waited_s = max(job.queued_s for job in jobs)
-            metrics.START_LATENCY.labels(self.post.pool).observe(max(0.0, waited_s))
+            metrics.START_LATENCY.labels(post.pool).observe(max(0.0, waited_s))
+            self._has_suspect = jobs[0].alone
         return jobs
 
-    async def _block(self, wake_ups: WakeUps) -> None:
+    async def _block(self) -> None:
         """Sleep until a wake-up, a drain, or the next poll."""
         with anyio.CancelScope() as self._idle:
-            if self._draining.is_set():
+            if self._is_draining:
                 return
-            is_quiet = await wake_ups.wait()
+            is_quiet = await self._wake_ups.wait()
             if is_quiet and self._has_run and not self.in_hand:
                 self._has_run = False
                 give_back_memory()
 
     # -- running
 
-    async def _run_job(self, job: ClaimedJob, recorder: Recorder, claimed_at: float) -> None:
-        kind = self.post.services.kinds[job.kind]
+    async def _run_next(self, waiting: Waiting, scope: anyio.CancelScope) -> None:
+        kind = self._kinds[waiting.job.kind]
         if kind.exclusive:
             async with self._one_at_a_time:
-                ended = await self._run_now(job, kind, claimed_at)
+                await self._run_now(waiting, kind, scope)
         else:
-            ended = await self._run_now(job, kind, claimed_at)
-        recorder.add(ended)
-        self._freed.set()
+            await self._run_now(waiting, kind, scope)
+        if self._needs_room:
+            self._freed.set()
 
-    async def _run_now(self, job: ClaimedJob, kind: Kind, claimed_at: float) -> Ended:
+    async def _run_now(self, waiting: Waiting, kind: Kind, scope: anyio.CancelScope) -> None:
         """Run a job whose turn has come, unless the slot drains or the job was cancelled."""
-        del self._waiting[job.id]
-        waited_s = time.monotonic() - claimed_at
-        if job.id in self._cancelled:
-            self._cancelled.discard(job.id)
-            return Ended(job, Cancelled("cancelled by request"), waited_s)
-        if self._draining.is_set():
-            return Ended(job, Released("shutdown"), waited_s)
-        run = prepare(job, kind, self.post.services)
-        if isinstance(run, Failed):
-            return Ended(job, run, waited_s)
-        return Ended(job, await self._execute(InHand(run, kind, *self._begin(job, kind))), waited_s)
-
-    def _begin(self, job: ClaimedJob, kind: Kind) -> tuple[int, int]:
-        """Show the job on the board; returns its entry and its deadline."""
+        job, claimed_ns = waiting
         now_ns = time.monotonic_ns()
+        waited_s = (now_ns - claimed_ns) * 1e-9
+        self._pace.waited(waited_s)
+        if (ending := self._refusal(job)) is None:
+            run = prepare(job, kind, self.post.services)
+            if isinstance(run, Failed):
+                ending = run
+            else:
+                in_hand = InHand(run, kind, *self._begin(job, kind, now_ns), scope)
+                ending = await self._execute(in_hand, waited_s)
+        self._recorder.add(Ended(job, ending, waited_s))
+
+    def _refusal(self, job: ClaimedJob) -> Ending | None:
+        """Why a job is not to begin."""
+        if self._cancelled and job.id in self._cancelled:
+            self._cancelled.discard(job.id)
+            return Cancelled("cancelled by request")
+        return Released("shutdown") if self._is_draining else None
+
+    def _begin(self, job: ClaimedJob, kind: Kind, now_ns: int) -> tuple[int, int]:
+        """Show the job on the board; returns its entry and its deadline."""
+        if not self._is_watched:
+            # The watch rests while nothing runs: what was idle has not stood still.
+            self._is_watched = self._has_run = True
+            self.post.board.turn()
+            self._begun.set()
         deadline_ns = now_ns + int((job.timeout_s or kind.timeout_s) * 1e9)
         entry = self.post.board.put(Started(job.id, job.token, now_ns, deadline_ns, kind.exclusive))
         return entry, deadline_ns
 
-    async def _execute(self, in_hand: InHand) -> Ending:
+    async def _execute(self, in_hand: InHand, waited_s: float) -> Ending:
         job = in_hand.run.job
         self.in_hand[job.id] = in_hand
-        self._unseen.append(job)
-        started = time.perf_counter()
         try:
             return await execute(in_hand)
+        except anyio.get_cancelled_exc_class():
+            # Told to stop, unless it is the slot itself that ends. The lane deals with the rest.
+            if in_hand.reason is not None:
+                self._recorder.add(Ended(job, stopped(in_hand), waited_s))
+            raise
         finally:
-            ran_s = time.perf_counter() - started
-            self._job_s += SMOOTHING * (ran_s - self._job_s)
-            metrics.HANDLER_DURATION.labels(kind=job.kind).observe(ran_s)
-            self._has_run = True
+            ran_s = time.perf_counter() - in_hand.began
+            self._pace.ran(ran_s)
+            self._durations[job.kind].append(ran_s)
             del self.in_hand[job.id]
             self.post.board.clear(in_hand.entry)
 
     # -- watching
 
-    async def _watch(self, announcer: Announcer) -> None:
-        """Keep time: deadlines, the board's sign of life, and `job.started` for jobs that last."""
+    async def _watch(self) -> None:
+        """Keep time while jobs run: deadlines, the board's sign of life, and `job.started` for jobs
+        that last. A slot without jobs rests.
+        """
+        busy = metrics.SLOTS_BUSY.labels(self.post.pool)
+        self.post.board.turn()
         while True:
+            self._observe()
+            if not self.in_hand:
+                busy.set(0)
+                self._begun = anyio.Event()
+                self._is_watched = False
+                await self._begun.wait()
+                busy.set(1)
             self.post.board.turn()
-            now_ns = time.monotonic_ns()
-            for in_hand in list(self.in_hand.values()):
-                if now_ns >= in_hand.deadline_ns:
-                    in_hand.stop(StopReason.TIMEOUT)
-            metrics.SLOTS_BUSY.labels(self.post.pool).set(1 if self.in_hand else 0)
-            self._show_started(announcer)
-            await anyio.sleep(WATCH_BUSY_S if self.in_hand else WATCH_IDLE_S)
+            self._stop_overdue()
+            self._show_started()
+            await anyio.sleep(WATCH_S)
 
-    def _show_started(self, announcer: Announcer) -> None:
-        lasting = [job for job in self._unseen if job.id in self.in_hand]
-        self._unseen.clear()
-        announcer.started(lasting)
+    def _stop_overdue(self) -> None:
+        now_ns = time.monotonic_ns()
+        for in_hand in list(self.in_hand.values()):
+            if now_ns >= in_hand.deadline_ns:
+                in_hand.stop(StopReason.TIMEOUT)
+
+    def _show_started(self) -> None:
+        lasting = [in_hand for in_hand in self.in_hand.values() if not in_hand.is_shown]
+        for in_hand in lasting:
+            in_hand.is_shown = True
+        self._announcer.started([in_hand.run.job for in_hand in lasting])
+
+    def _observe(self) -> None:
+        """Add what ran since the last look to the metrics."""
+        durations, self._durations = self._durations, defaultdict(list)
+        for kind, observed in durations.items():
+            metrics.observe_all(metrics.HANDLER_DURATION.labels(kind), observed)
