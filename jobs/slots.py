@@ -21,6 +21,7 @@ __all__ = [
     "ToSweep",
     "beat",
     "beats",
+    "close_connections",
     "connection_role",
     "end",
     "ended_holding",
@@ -171,8 +172,13 @@ async def end(connection: Connection, slot_id: SlotId, reason: str) -> bool:
     try:
         return await _end(connection, slot_id, reason)
     except asyncpg.LockNotAvailableError:
-        await connection.execute(QUERIES["close_connections"], f"xnai {connection_role(slot_id)}")
+        await close_connections(connection, slot_id)
         return await _end(connection, slot_id, reason)
+
+
+async def close_connections(connection: Connection, slot_id: SlotId) -> None:
+    """End what a slot has open in the database, with all its locks; it may connect anew."""
+    await connection.execute(QUERIES["close_connections"], f"xnai {connection_role(slot_id)}")
 
 
 async def _end(connection: Connection, slot_id: SlotId, reason: str) -> bool:

@@ -178,6 +178,9 @@ class Supervisor:
     async def _rescue(self, slot: SlotProcess, reason: str, started: Sequence[Started]) -> Rescued:
         async with self._postgres.acquire() as connection:
             was_live = await slots.end(connection, slot.slot_id, reason)
+            if slot.is_abandoned:
+                # Stopped in the middle of a transaction, it would keep its jobs from their rescue.
+                await slots.close_connections(connection, slot.slot_id)
         suspects = [job.job_id for job in started] if was_live and _died_by_itself(slot) else []
         return await slots.rescue(
             self._postgres,

@@ -1,18 +1,23 @@
 """Whatever is killed, no accepted job is lost."""
 
+from collections.abc import Iterator
 from contextlib import suppress
 
 import psutil
 import pytest
 
+from jobs.model import JsonObject
 from tests.support.stack import Stack, wait_until
 
 JOBS = 60
+GRACE_S = 2
+LOAD_S, JOBS_A_SECOND = 15, 30
 
 
-@pytest.fixture
-def own_stack(tmp_path_factory: pytest.TempPathFactory) -> "object":
-    running = Stack(tmp_path_factory.mktemp("crash"))
+@pytest.fixture(scope="module")
+def own_stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """One stack for all of them: each leaves it running."""
+    running = Stack(tmp_path_factory.mktemp("crash"), {"XNAI_GRACE_S": str(GRACE_S)})
     running.start()
     yield running
     assert running.stop() == 0
@@ -77,3 +82,30 @@ def test_sigkill_of_everything_and_a_new_start_loses_no_accepted_job(own_stack: 
     launcher.wait()
     own_stack.start()
     assert wait_finished(own_stack, batch_id)["succeeded"] == JOBS
+
+
+@pytest.mark.timeout(240)
+def test_a_rolling_restart_of_every_process_under_load_fails_nothing(own_stack: Stack) -> None:
+    steady: list[JsonObject] = [
+        {"kind": "probe", "payload": {"sleep_s": 0.5}, "delay_s": n / JOBS_A_SECOND}
+        for n in range(LOAD_S * JOBS_A_SECOND)
+    ]
+    # They outlast the grace period, and are given back.
+    long: list[JsonObject] = [{"kind": "probe", "payload": {"sleep_s": 3 * GRACE_S}}] * 10
+    with own_stack.api() as api:
+        batch_id = str(api.post("/v1/batches", {"jobs": steady + long})["id"])
+    for title in ("work", "api", "tick", "search-server"):
+        (old,) = (p for p in own_stack.titled(title) if "slot" not in " ".join(p.cmdline()))
+        old.terminate()
+        wait_until(lambda old=old: not old.is_running(), timeout_s=30, what=f"{title} to end")  # type: ignore[misc] # bound now
+        own_stack.wait_ready()
+    assert wait_finished(own_stack, batch_id)["succeeded"] == len(steady + long)
+    with own_stack.api() as api:
+        jobs = list(api.pages("/v1/jobs", params={"batch_id": batch_id}, most=1000))
+        interrupted = [job for job in jobs if job["attempt"] > 1]
+        outcomes = {
+            attempt["outcome"]
+            for job in interrupted
+            for attempt in api.get(f"/v1/jobs/{job['id']}/attempts")["data"]
+        }
+    assert outcomes == {"released", "succeeded"}
