@@ -13,14 +13,14 @@ from functools import partial
 
 import anyio
 
-from bench import drain, environments, failures, latency, report
+from bench import drain, environments, failures, http, latency, report
 from bench.bed import Bed, BenchError, open_bed
 from bench.measure import QUERIES
 from bench.results import Book, Result
 from bench.systems import OURS, PEERS, System
 from cli.trial import TrialError
 
-PARTS = ("enqueue", "drain", "latency", "load", "rescue", "flush")
+PARTS = ("enqueue", "drain", "latency", "load", "rescue", "flush", "http")
 # What --quick leaves out of a repetition, and how many there are.
 QUICK_SCALE = 0.2
 
@@ -115,6 +115,8 @@ def _steps(plan: Plan) -> Iterator[Step]:
             yield from _drains(plan)
         if part == "rescue":
             yield from _rescues(plan)
+        if part == "http":
+            yield Step(part, lambda _: http.measure(scale))
 
 
 def _drains(plan: Plan) -> Iterator[Step]:
