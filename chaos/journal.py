@@ -29,7 +29,7 @@ FOLDER = "journal"
 
 
 @contextmanager
-def noted(run: "Run[BaseModel]") -> Iterator[None]:
+def noted[P: BaseModel](run: "Run[P]") -> Iterator[None]:
     """Note the beginning and, unless the process is killed, the end of a handler."""
     folder = run.services.settings.data_dir / FOLDER
     job = run.job

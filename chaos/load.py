@@ -13,6 +13,8 @@ from jobs.model import JsonValue
 COLLECTION = "chaos"
 # Concurrency keys and how many of each may run: set before the first job comes.
 LIMITS: dict[str, int] = {"narrow": 1, "pair": 2, "wide": 5}
+# How often each is asked for: what goes one by one must be done before the time is over.
+_KEYS = ("narrow", "pair", "pair", *("wide",) * 6)
 SINGLE_SHARE = 0.15
 JSON_SHARE = 0.25
 JSON_JOBS = 40
@@ -108,7 +110,7 @@ def _job(rng: random.Random, callback_url: str) -> Body:
     )
     additions: tuple[tuple[float, Callable[[], Body]], ...] = (
         (0.30, lambda: {"priority": rng.randint(0, 9)}),
-        (0.12, lambda: {"concurrency_key": rng.choice(list(LIMITS))}),
+        (0.10, lambda: {"concurrency_key": rng.choice(_KEYS)}),
         (0.10, lambda: {"delay_s": round(rng.uniform(0.1, 4.0), 2)}),
         (0.08, lambda: {"callback_url": f"{callback_url}/job"}),
         (0.02, lambda: {"max_attempts": rng.randint(1, 3)}),

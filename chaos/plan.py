@@ -116,6 +116,8 @@ def draw_faults(seed: int, window_s: float, faults: Iterable[Fault] = tuple(Faul
     rng = random.Random(f"faults {seed}")  # noqa: S311 - drawn to be repeated
     chosen = sorted(set(faults))
     dealt = _deal([fault for fault in chosen if fault is not Fault.REDIS_GONE], window_s, rng)
+    if Fault.REDIS_GONE in chosen:
+        dealt = _while_redis_lives(dealt, GONE_FROM * window_s)
     drawn = [_step(at_s, fault, window_s, rng) for at_s, fault in dealt]
     if Fault.REDIS_GONE in chosen:
         drawn.append(_step(GONE_FROM * window_s, Fault.REDIS_GONE, window_s, rng))
@@ -139,6 +141,24 @@ def _deal(
             rng.shuffle(deck)
         dealt.append(((place + rng.random() * 0.8) * pause_s, deck.pop()))
     return dealt
+
+
+def _while_redis_lives(
+    dealt: Sequence[tuple[float, Fault]], gone_at_s: float
+) -> list[tuple[float, Fault]]:
+    """Swap what needs Redis after it has gone with something before that does not."""
+    faults = [fault for _, fault in dealt]
+    late = [n for n, (at_s, fault) in enumerate(dealt) if at_s >= gone_at_s and _needs_redis(fault)]
+    free = [
+        n for n, (at_s, fault) in enumerate(dealt) if at_s < gone_at_s and not _needs_redis(fault)
+    ]
+    for one, other in zip(late, reversed(free), strict=False):
+        faults[one], faults[other] = faults[other], faults[one]
+    return [(at_s, fault) for (at_s, _), fault in zip(dealt, faults, strict=True)]
+
+
+def _needs_redis(fault: Fault) -> bool:
+    return fault.value.startswith("redis-") or fault.value.endswith("-valkey")
 
 
 def _step(at_s: float, fault: Fault, window_s: float, rng: random.Random) -> Step:

@@ -16,7 +16,7 @@ from chaos.stack import Stack
 from runtime.postgres import Connection
 from runtime.sql import load_queries
 
-ROUND_JOBS = 4_000
+ROUND_JOBS = range(500, 4_001)
 ROUNDS = 3
 ROUNDS_MAX = 15
 ROUND_TIMEOUT_S = 30.0
@@ -47,43 +47,53 @@ class Rates:
         return self.share is None or self.share >= WANTED
 
 
-async def measure_fault_free(stack: Stack, http: httpx.AsyncClient, log: Log) -> tuple[float, ...]:
-    """Some rounds on the untouched stack; the first, which warms it up, does not count."""
-    async with stack.database() as connection:
-        found = [await _round(connection, http, log) for _ in range(ROUNDS + 1)]
-    return tuple(found[1:])
+def jobs_a_round(jobs: int) -> int:
+    """How many no-ops a round drains, for a run of so many jobs."""
+    return min(max(jobs, ROUND_JOBS[0]), ROUND_JOBS[-1])
 
 
-async def measure_recovered(
-    stack: Stack, http: httpx.AsyncClient, log: Log, fault_free: Sequence[float]
-) -> Rates:
-    """Rounds until the last few are as fast as those before, or no more are allowed."""
-    rates = Rates(tuple(fault_free))
-    async with stack.database() as connection:
-        for number in range(1, ROUNDS_MAX + 1):
-            rate = await _round(connection, http, log)
-            rates = Rates(rates.fault_free, (*rates.recovered, rate))
-            if number >= ROUNDS and rates.is_recovered:
-                break
-    return rates
+class Meter:
+    """Measures one stack, always in the same way."""
+
+    def __init__(self, stack: Stack, http: httpx.AsyncClient, log: Log, jobs: int) -> None:
+        self._stack = stack
+        self._http = http
+        self._log = log
+        self._jobs = jobs_a_round(jobs)
+
+    async def fault_free(self) -> tuple[float, ...]:
+        """Some rounds on the untouched stack; the first, which warms it up, does not count."""
+        async with self._stack.database() as connection:
+            found = [await self._round(connection) for _ in range(ROUNDS + 1)]
+        return tuple(found[1:])
+
+    async def recovered(self, fault_free: Sequence[float]) -> Rates:
+        """Rounds until the last few are as fast as those before, or no more are allowed."""
+        rates = Rates(tuple(fault_free))
+        async with self._stack.database() as connection:
+            for number in range(1, ROUNDS_MAX + 1):
+                rate = await self._round(connection)
+                rates = Rates(rates.fault_free, (*rates.recovered, rate))
+                if number >= ROUNDS and rates.is_recovered:
+                    break
+        return rates
+
+    async def _round(self, connection: Connection) -> float:
+        """Accept a batch of no-ops in one commit, and see how fast it is gone."""
+        line = orjson.dumps({"kind": "probe", "payload": {}}) + b"\n"
+        response = await self._http.post(
+            "/v1/batches", content=line * self._jobs, headers={"content-type": NDJSON}
+        )
+        response.raise_for_status()
+        batch_id = UUID(response.json()["id"])
+        self._log.batches.append(AcceptedBatch(batch_id, datetime.now(UTC), self._jobs))
+        with anyio.fail_after(ROUND_TIMEOUT_S):
+            while True:
+                row = await connection.fetchrow(QUERIES["drained"], batch_id)
+                if row is not None and row["jobs"] == self._jobs:
+                    return float(self._jobs / row["seconds"])
+                await anyio.sleep(_POLL_S)
 
 
 def _median(rounds: Sequence[float]) -> float:
     return median(rounds[-ROUNDS:])
-
-
-async def _round(connection: Connection, http: httpx.AsyncClient, log: Log) -> float:
-    """Accept a batch of no-ops in one commit, and see how fast it is gone."""
-    line = orjson.dumps({"kind": "probe", "payload": {}}) + b"\n"
-    response = await http.post(
-        "/v1/batches", content=line * ROUND_JOBS, headers={"content-type": NDJSON}
-    )
-    response.raise_for_status()
-    batch_id = UUID(response.json()["id"])
-    log.batches.append(AcceptedBatch(batch_id, datetime.now(UTC), ROUND_JOBS))
-    with anyio.fail_after(ROUND_TIMEOUT_S):
-        while True:
-            row = await connection.fetchrow(QUERIES["drained"], batch_id)
-            if row is not None and row["jobs"] == ROUND_JOBS:
-                return float(ROUND_JOBS / row["seconds"])
-            await anyio.sleep(_POLL_S)

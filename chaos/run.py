@@ -17,7 +17,7 @@ from chaos.faults import Injected, heal_all, inject_all
 from chaos.history import ClientLog, History
 from chaos.load import draw_load
 from chaos.plan import Fault, draw_faults
-from chaos.rates import Rates, measure_fault_free, measure_recovered
+from chaos.rates import Meter, Rates
 from chaos.receiver import Receiver
 from chaos.scene import Scene
 from chaos.stack import CHAOS_KINDS, Stack, run_stack
@@ -30,7 +30,7 @@ from webhooks.sign import Secret
 
 # Of the minutes that a run may take: how much of them the load and the faults have.
 WINDOW_SHARE = 0.5
-SETTLE_MIN_S = 30.0
+SETTLE_MIN_S = 45.0
 READY_TIMEOUT_S = 60.0
 _POLL_S = 0.2
 
@@ -130,7 +130,7 @@ class _Run:
             self._say("all faults are over; waiting until everything is done")
             await heal_all(self._scene)
             await self._wait_ready(http)
-            settled_in_s = await self._settle(http)
+            settled_in_s = await self._settle()
             rates = await self._recovered(http, fault_free)
         return await self._judge(injected, settled_in_s, rates)
 
@@ -153,7 +153,7 @@ class _Run:
         if not self._order.with_rates:
             return ()
         self._say("measuring the fault-free rate")
-        return await measure_fault_free(self._stack, http, self._log)
+        return await self._meter(http).fault_free()
 
     async def _strike(self, http: httpx.AsyncClient) -> tuple[Injected, ...]:
         order = self._order
@@ -176,9 +176,8 @@ class _Run:
         await clients.stop_schedules()
         return tuple(injected)
 
-    async def _settle(self, http: httpx.AsyncClient) -> float | None:
+    async def _settle(self) -> float | None:
         """Seconds until nothing was left to do; None when something still was at the end."""
-        del http
         began = anyio.current_time()
         limit_s = max(SETTLE_MIN_S, self._ends_at - began)
         with anyio.move_on_after(limit_s):
@@ -193,7 +192,10 @@ class _Run:
         if not fault_free:
             return Rates()
         self._say("measuring the rate again")
-        return await measure_recovered(self._stack, http, self._log, fault_free)
+        return await self._meter(http).recovered(fault_free)
+
+    def _meter(self, http: httpx.AsyncClient) -> Meter:
+        return Meter(self._stack, http, self._log, self._order.jobs)
 
     async def _judge(
         self, injected: tuple[Injected, ...], settled_in_s: float | None, rates: Rates

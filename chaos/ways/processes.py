@@ -13,6 +13,8 @@ from chaos.stack import Stack
 
 # How long an old process may take to end before the next one is asked to.
 ROLL_TIMEOUT_S = 8.0
+# After other faults it may just be starting.
+CHOICE_TIMEOUT_S = 5.0
 _POLL_S = 0.05
 
 _TITLES: dict[str, tuple[str, ...]] = {
@@ -49,12 +51,14 @@ def _of_role(stack: Stack, role: str) -> list[psutil.Process]:
     return [process for title in _TITLES[role] for process in stack.titled(title)]
 
 
-def _chosen(scene: Scene, step: Step, role: str) -> psutil.Process:
-    """The one that the plan's pick falls on, among those that live now."""
-    found = _of_role(scene.stack, role)
-    if not found:
-        raise CannotInject(f"no {role} lives at this moment")
-    return found[min(int(step.pick * len(found)), len(found) - 1)]
+async def _chosen(scene: Scene, step: Step, role: str) -> psutil.Process:
+    """The one that the plan's pick falls on, among those that live; waits a little for one."""
+    with anyio.move_on_after(CHOICE_TIMEOUT_S):
+        while True:
+            if found := _of_role(scene.stack, role):
+                return found[min(int(step.pick * len(found)), len(found) - 1)]
+            await anyio.sleep(_POLL_S)
+    raise CannotInject(f"no {role} came to life within {CHOICE_TIMEOUT_S:g} s")
 
 
 def _server(scene: Scene, name: str) -> psutil.Process:
@@ -72,7 +76,7 @@ def _name(process: psutil.Process) -> str:
 @asynccontextmanager
 async def kill_role(scene: Scene, step: Step) -> AsyncIterator[str]:
     """SIGKILL."""
-    process = _chosen(scene, step, step.fault.value.partition("-")[2])
+    process = await _chosen(scene, step, step.fault.value.partition("-")[2])
     target = _name(process)
     process.kill()
     yield target
@@ -90,7 +94,7 @@ async def kill_server(scene: Scene, step: Step) -> AsyncIterator[str]:
 @asynccontextmanager
 async def stop_role(scene: Scene, step: Step) -> AsyncIterator[str]:
     """SIGSTOP, and SIGCONT at the end."""
-    process = _chosen(scene, step, step.fault.value.partition("-")[2])
+    process = await _chosen(scene, step, step.fault.value.partition("-")[2])
     target = _name(process)
     with _stopped([process]):
         yield target
@@ -108,7 +112,7 @@ async def stop_server(scene: Scene, step: Step) -> AsyncIterator[str]:
 @asynccontextmanager
 async def drain_supervisor(scene: Scene, step: Step) -> AsyncIterator[str]:
     """SIGTERM: it stops claiming, lets its jobs end or gives them back, and ends."""
-    process = _chosen(scene, step, "supervisor")
+    process = await _chosen(scene, step, "supervisor")
     target = _name(process)
     process.terminate()
     yield target
