@@ -1,5 +1,8 @@
 """The tree of what crawl raises. A page's failure is one of these until crawl/site.py counts it."""
 
+from dataclasses import replace
+from typing import override
+
 from crawl.pages import BLOCKING, Failure, Outcome, Reason
 
 
@@ -28,6 +31,10 @@ class Throttled(PageError):
     def __init__(self, detail: str, *, status: int, retry_after_s: float | None) -> None:
         super().__init__(Reason.THROTTLED, detail, status=status)
         self.retry_after_s = retry_after_s
+
+    @override
+    def as_failure(self, url: str) -> Failure:
+        return replace(super().as_failure(url), retry_after_s=self.retry_after_s)
 
 
 class ExtractionError(PageError):

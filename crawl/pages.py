@@ -113,13 +113,16 @@ class Validators:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """A URL that gave no page, and why; `status` is HTTP's where there was an answer."""
+    """A URL that gave no page, and why; `status` and `retry_after_s` are HTTP's where there was an
+    answer.
+    """
 
     url: str
     outcome: Outcome
     reason: Reason
     detail: str
     status: int | None = None
+    retry_after_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

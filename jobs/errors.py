@@ -98,7 +98,9 @@ class JobError(Exception):
 
 
 class Retry(JobError):
-    """Run the job again; counts as a failure. `after_s` overrides the backoff (`Retry-After`)."""
+    """Run the job again; counts as a failure. `after_s` (`Retry-After`, up to a day) replaces the
+    backoff.
+    """
 
     def __init__(self, detail: str, *, type_: str = "retry", after_s: float | None = None) -> None:
         super().__init__(detail)

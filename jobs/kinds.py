@@ -15,6 +15,7 @@ from uuid import UUID
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, model_validator
 
 from jobs.errors import LedgerError
+from jobs.outcomes import Backoff
 
 MAX_PAYLOAD_BYTES = 256 * 1024
 
@@ -172,7 +173,9 @@ class Kind:
 
     `exclusive`: one job in hand, native code in a thread, cancelled by killing the slot if need be;
     otherwise shared: up to `in_hand` at once on the slot's event loop, cancelled cooperatively.
-    `handler` is `module:function`, an async function that takes a `workers.run.Run`.
+    `handler` is `module:function`, an async function that takes a `workers.run.Run`. A job may
+    name its own `max_attempts` (failures, not attempts) and `timeout_s`. `backoff_s` and
+    `backoff_max_s` bound the pauses between attempts; None: as the settings say.
     """
 
     name: str
@@ -183,6 +186,8 @@ class Kind:
     in_hand: int = 1
     max_attempts: int = 4
     timeout_s: float = 3600.0
+    backoff_s: float | None = None
+    backoff_max_s: float | None = None
     operators_only: bool = False
 
 
@@ -238,6 +243,15 @@ class KindRegistry:
 
     def __iter__(self) -> Iterator[Kind]:
         return iter(self.kinds.values())
+
+    def backoff_of(self, name: str, usual: Backoff) -> Backoff:
+        """How long jobs of a kind wait between attempts; the usual for what it leaves open."""
+        kind = self.kinds.get(name)
+        if kind is None or (kind.backoff_s is None and kind.backoff_max_s is None):
+            return usual
+        base_s = usual.base_s if kind.backoff_s is None else kind.backoff_s
+        cap_s = usual.cap_s if kind.backoff_max_s is None else kind.backoff_max_s
+        return Backoff(base_s, max(base_s, cap_s))
 
     def of_pool(self, pool: str) -> tuple[Kind, ...]:
         """The kinds that run in `pool`."""

@@ -49,6 +49,9 @@ class Released:
     reason: str
 
 
+# A server that asks for more than this is asked again all the same.
+AFTER_S_MAX = 86_400.0
+
 type Ending = Completed | Failed | Cancelled | Released
 
 
@@ -56,7 +59,8 @@ type Ending = Completed | Failed | Cancelled | Released
 class Backoff:
     """Exponential backoff with full jitter and a cap, in seconds.
 
-    Source: Brooker, "Exponential Backoff And Jitter", AWS Architecture Blog, 2015.
+    Source: Brooker, "Exponential Backoff And Jitter", AWS Architecture Blog, 2015: "full jitter"
+    spreads jobs that failed together over the whole pause, and needs the fewest calls of them all.
     """
 
     base_s: float = 2.0
@@ -66,3 +70,11 @@ class Backoff:
         """Seconds to wait after so many failures (1 or more), uniform in (0, ceiling]."""
         ceiling = min(self.cap_s, self.base_s * 2.0 ** min(failures - 1, 30))
         return ceiling * (1.0 - rng.random())
+
+    def pause_s(self, problem: Problem, failures: int, rng: random.Random) -> float:
+        """Seconds to wait after a failure: what it asks for (`Retry-After`), which the cap of our
+        own guesses does not shorten, else `delay_s`.
+        """
+        if problem.after_s is None:
+            return self.delay_s(failures, rng)
+        return min(max(0.0, problem.after_s), AFTER_S_MAX)

@@ -52,7 +52,8 @@ async def record(
     if not ended:
         return Recorded()
     book = RulingBook(connection, slot_id, kinds, now)
-    rulings = [rule(one, backoff or Backoff(), rng) for one in ended]
+    usual = backoff or Backoff()
+    rulings = [rule(one, kinds.backoff_of(one.job.kind, usual), rng) for one in ended]
     try:
         return await book.write(rulings)
     except _BAD_ROW:

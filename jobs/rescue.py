@@ -39,6 +39,7 @@ class _Loss:
     started: Collection[UUID] | None
     endings: Mapping[UUID, tuple[Token, Ending]]
     backoff: Backoff
+    kinds: KindRegistry
 
     def ruling(self, row: asyncpg.Record) -> Ruling:
         job = _claimed(row, self.slot_id)
@@ -46,7 +47,8 @@ class _Loss:
         if row["is_cancelled"]:
             return cancelled(job, 0.0)
         if ending is not None and token == job.token:
-            return rule(Ended(job, ending), self.backoff, random.Random())  # noqa: S311 - jitter
+            backoff = self.kinds.backoff_of(job.kind, self.backoff)
+            return rule(Ended(job, ending), backoff, random.Random())  # noqa: S311 - jitter
         return lost(job, self._suspicion(job.id), f"slot ended: {self.reason}")
 
     def _suspicion(self, job_id: UUID) -> Suspicion:
@@ -79,7 +81,7 @@ async def rescue(
         if reason is None:
             message = f"slot {slot_id} lives: end it first, so that it can claim no more"
             raise StateConflict(message)
-        loss = _Loss(slot_id, reason, started, endings or {}, backoff or Backoff())
+        loss = _Loss(slot_id, reason, started, endings or {}, backoff or Backoff(), kinds)
         book = RulingBook(connection, slot_id, kinds, now)
         after = UUID(int=0)
         while rows := await _held(connection, slot_id, after):

@@ -4,6 +4,7 @@ import socket
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from functools import partial
+from http import HTTPStatus
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
@@ -25,6 +26,16 @@ pytestmark = pytest.mark.anyio
 
 
 class _QuietHandler(SimpleHTTPRequestHandler):
+    def do_GET(self) -> None:
+        """Serve files, but ask for two hours' patience at /busy.html."""
+        if self.path != "/busy.html":
+            super().do_GET()
+            return
+        self.send_response(HTTPStatus.SERVICE_UNAVAILABLE)
+        self.send_header("Retry-After", "7200")
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
     def log_message(self, *_: object) -> None:
         pass
 
@@ -134,7 +145,13 @@ async def test_a_host_that_is_down_is_worth_another_attempt(desk: Desk) -> None:
         port = taken.getsockname()[1]
     with pytest.raises(Retry) as raised:
         await crawl(desk, f"http://127.0.0.1:{port}/")
-    assert raised.value.type == "unreachable"
+    assert (raised.value.type, raised.value.after_s) == ("unreachable", None)
+
+
+async def test_a_server_that_asks_for_time_gets_it(desk: Desk, site: Site) -> None:
+    with pytest.raises(Retry) as raised:
+        await crawl(desk, f"{site.url}/busy.html")
+    assert (raised.value.type, raised.value.after_s) == ("throttled", 7200.0)
 
 
 async def test_a_private_address_is_blocked_at_fetch(desk: Desk) -> None:

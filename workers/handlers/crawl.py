@@ -207,7 +207,9 @@ def _retry_if_nothing_was_reached(report: CrawlReport) -> None:
         return
     if all(failure.reason in _PASSING for failure in report.failures):
         first = report.failures[0]
-        raise Retry(f"{first.url}: {first.detail}", type_=first.reason.value)
+        asked = [failure.retry_after_s or 0.0 for failure in report.failures]
+        detail = f"{first.url}: {first.detail}"
+        raise Retry(detail, type_=first.reason.value, after_s=max(asked) or None)
 
 
 def _result(report: CrawlReport, sink: _Sink) -> JsonObject:
