@@ -22,12 +22,14 @@ from redis.exceptions import RedisError
 
 from runtime import metrics
 from runtime.logs import logger
-from runtime.redis import Client
+from runtime.redis import Client, RedisAwayError
 
 # However deep the backlog, at most this many wake-ups of a pool lie in Redis.
 RUNWAY = 64
 IDS_PER_MESSAGE_MAX = 16
 MESSAGE_TTL_MS = 60_000
+
+_REASON_MAX = 300
 
 # What redis-py raises when the server is away, slow, loading or refusing writes.
 UNAVAILABLE = (RedisError, OSError, TimeoutError)
@@ -63,9 +65,12 @@ async def announce(redis: Client, ready: Mapping[str, Sequence[UUID]]) -> None:
             for pool, ids in ready.items():
                 _queue_messages(pipe, pool, ids)
             await pipe.execute()
+    except RedisAwayError:
+        metrics.DISPATCH_FAILURES.inc()
     except UNAVAILABLE as error:
         metrics.DISPATCH_FAILURES.inc()
-        log.warning("announce_failed", error=str(error), pools=sorted(ready))
+        reason = str(error)[:_REASON_MAX] or type(error).__name__
+        log.warning("announce_failed", error=reason, pools=sorted(ready))
 
 
 def _queue_messages(pipe: Redis, pool: str, ids: Sequence[UUID]) -> None:

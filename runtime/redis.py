@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import anyio
 from redis.asyncio import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import TimeoutError as RedisTimeoutError
+from redis.exceptions import RedisError
 
 from runtime.errors import SettingsError
 
@@ -42,15 +42,15 @@ class Client(Redis):
     def briefly(self, limit_s: float = BRIEF_S) -> Iterator[None]:
         """A block of commands for which nobody may be kept waiting.
 
-        Ends with TimeoutError after `limit_s`. While Redis is away, one block a few seconds pays
-        for finding out, and all others end at once with RedisAwayError.
+        Ends with TimeoutError after `limit_s`. While Redis is away or refuses, one block in a few
+        seconds pays for finding out, and all others end at once with RedisAwayError.
         """
         if time.monotonic() < self._ask_again_at:
             raise RedisAwayError("Redis was away a moment ago")
         try:
             with anyio.fail_after(limit_s):
                 yield
-        except (OSError, RedisConnectionError, RedisTimeoutError):
+        except (OSError, RedisError):
             self._pause_s = min(PAUSE_MAX_S, max(PAUSE_S, 2 * self._pause_s))
             self._ask_again_at = time.monotonic() + self._pause_s
             raise

@@ -106,8 +106,11 @@ async def check_readiness(services: WithServices) -> Response:
     responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
 )
 async def render_metrics(services: WithServices) -> Response:
-    """Prometheus text of the whole stack on this machine."""
-    await services.backlog.refresh_if_stale()
+    """Prometheus text of the whole stack on this machine; while Postgres is silent, with the depths
+    of before.
+    """
+    with anyio.move_on_after(CHECK_TIMEOUT_S):
+        await services.backlog.refresh_if_stale()
     text = await anyio.to_thread.run_sync(metrics.render)
     return Response(text, headers={"Content-Type": metrics.CONTENT_TYPE})
 
