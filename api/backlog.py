@@ -6,6 +6,7 @@ submission down.
 
 import math
 import time
+from collections.abc import Mapping
 
 import anyio
 from anyio.abc import TaskGroup
@@ -49,6 +50,11 @@ class BacklogGuard:
             f"taken (XNAI_BACKLOG_MAX); at the measured rate there is room in {wait_s} s",
             headers={"Retry-After": str(math.ceil(wait_s))},
         )
+
+    def check_all(self, per_pool: Mapping[str, int], owner: TaskGroup) -> None:
+        """Check as many jobs of each pool."""
+        for pool_name, jobs in per_pool.items():
+            self.check(pool_name, jobs, owner)
 
     async def refresh_if_stale(self) -> None:
         """Read the depths unless that was done just now, as for the metrics."""

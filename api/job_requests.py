@@ -4,8 +4,9 @@ it leads.
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from functools import cache
 from typing import Annotated, Any, Literal, Self
 
 import orjson
@@ -16,6 +17,7 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    TypeAdapter,
     ValidationError,
     model_validator,
 )
@@ -25,7 +27,8 @@ from api.errors import FieldError, Problem, ProblemType, field_error, from_pydan
 from api.keys import Role
 from api.limits import too_large
 from jobs.kinds import MAX_PAYLOAD_BYTES, CrawlPayload, Kind, KindRegistry, Text, UnknownKind, Url
-from jobs.model import NewJob, Unique
+from jobs.model import JsonObject, NewJob, Unique
+from jobs.spool import Spool, Terms
 from jobs.states import OnParentFailure
 from runtime.egress import EgressDenied, EgressPolicy
 
@@ -107,18 +110,35 @@ class JobRequest(RequestModel):
     timeout_s: Annotated[float, Field(gt=0, le=7 * 86_400)] | None = None
     unique: UniqueRequest | None = None
     concurrency_key: Name | None = None
-    depends_on: Annotated[list[Name], Field(max_length=1000)] = []
+    # Factories: pydantic copies any other list, deeply, for every job.
+    depends_on: Annotated[list[Name], Field(max_length=1000, default_factory=list)]
     on_parent_failure: Annotated[OnParentFailure, Field(strict=False)] = OnParentFailure.CANCEL
     custom_id: Name | None = None
-    tags: Tags = []
+    tags: Annotated[Tags, Field(default_factory=list)]
     callback_url: Url | None = None
 
-    @model_validator(mode="after")
-    def _agree(self) -> Self:
-        if self.run_at is not None and self.delay_s is not None:
-            message = "give run_at or delay_s, not both"
-            raise ValueError(message)
-        return self
+    @property
+    def is_plain(self) -> bool:
+        """Whether nothing can hold the job back or tie it to another."""
+        named = self.model_fields_set - _PLAIN
+        return not named or all(getattr(self, name) in _NOTHING for name in named)
+
+
+# What a field says that is named and left empty; 0 is a delay.
+_NOTHING: tuple[object, ...] = (None, [])
+# What a job may say of itself alone.
+_PLAIN = frozenset(
+    {
+        "kind",
+        "payload",
+        "priority",
+        "max_attempts",
+        "timeout_s",
+        "custom_id",
+        "tags",
+        "callback_url",
+    }
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +150,7 @@ class JobChecker:
     kinds: KindRegistry
     egress: EgressPolicy
     role: Role
+    terms: dict[tuple[object, ...], Terms] = field(default_factory=dict)
 
     def check(self, request: JobRequest) -> NewJob | list[FieldError]:
         """The job to enqueue, its payload as its kind's model reads it, or everything wrong with
@@ -137,6 +158,26 @@ class JobChecker:
 
         Raises Problem 403 for a kind that the caller's role may not use.
         """
+        judged = self._judge(request)
+        if isinstance(judged, list):
+            return judged
+        payload = judged[1].model_dump(mode="json", by_alias=True, exclude_unset=True)
+        return _new_job(request, payload)
+
+    def add_to(self, spool: Spool, request: JobRequest) -> list[FieldError]:
+        """Check a job and spool it; answers what is wrong with it. Raises as `check`."""
+        judged = self._judge(request)
+        if isinstance(judged, list):
+            return judged
+        kind, payload = judged
+        text = _adapter(kind.payload).dump_json(payload, by_alias=True, exclude_unset=True)
+        if request.is_plain:
+            spool.add(self._terms_of(kind, request), request.custom_id, text)
+        else:
+            spool.add_other(kind, _new_job(request, {}), text)
+        return []
+
+    def _judge(self, request: JobRequest) -> tuple[Kind, BaseModel] | list[FieldError]:
         try:
             kind = self.kinds[request.kind]
         except UnknownKind as error:
@@ -144,21 +185,12 @@ class JobChecker:
         if kind.operators_only and self.role < Role.OPERATOR:
             detail = f"jobs of kind {kind.name!r} need the role operator"
             raise Problem(ProblemType.FORBIDDEN, detail)
-        payload = self._payload(kind, request)
+        if request.run_at is not None and request.delay_s is not None:
+            return [field_error("/delay_s", "give run_at or delay_s, not both")]
+        payload = _payload(kind, request)
         if isinstance(payload, list):
             return payload
-        denied = list(self._denied(payload, request.callback_url))
-        return denied or _new_job(request, payload)
-
-    def _payload(self, kind: Kind, request: JobRequest) -> BaseModel | list[FieldError]:
-        text = orjson.dumps(request.payload)
-        if len(text) > MAX_PAYLOAD_BYTES:
-            raise too_large(MAX_PAYLOAD_BYTES, "a payload")
-        try:
-            # From JSON, strict means what JSON can say: ids and times are strings, "5" is no 5.
-            return kind.payload.model_validate_json(text, strict=True)
-        except ValidationError as error:
-            return from_pydantic(error.errors(include_input=False), prefix=("payload",))
+        return list(self._denied(payload, request.callback_url)) or (kind, payload)
 
     def _denied(self, payload: BaseModel, callback_url: str | None) -> Iterator[FieldError]:
         for pointer, url in _urls(payload, callback_url):
@@ -166,6 +198,38 @@ class JobChecker:
                 self.egress.check_literal(url)
             except EgressDenied as error:
                 yield field_error(pointer, str(error))
+
+    def _terms_of(self, kind: Kind, request: JobRequest) -> Terms:
+        """One object for all jobs on the same terms: what they share is then written once."""
+        key = (
+            kind.name,
+            request.priority,
+            request.max_attempts,
+            request.timeout_s,
+            tuple(request.tags),
+            request.callback_url,
+        )
+        terms = self.terms.get(key)
+        if terms is None:
+            terms = self.terms[key] = Terms(kind, *key[1:])
+        return terms
+
+
+def _payload(kind: Kind, request: JobRequest) -> BaseModel | list[FieldError]:
+    text = orjson.dumps(request.payload)
+    if len(text) > MAX_PAYLOAD_BYTES:
+        raise too_large(MAX_PAYLOAD_BYTES, "a payload")
+    try:
+        # From JSON, strict means what JSON can say: ids and times are strings, "5" is no 5.
+        return _adapter(kind.payload).validate_json(text, strict=True)
+    except ValidationError as error:
+        return from_pydantic(error.errors(include_input=False), prefix=("payload",))
+
+
+@cache
+def _adapter(model: type[BaseModel]) -> TypeAdapter[BaseModel]:
+    """Writes a payload as bytes; one a kind."""
+    return TypeAdapter(model)
 
 
 def checker(kinds: KindRegistry, egress: EgressPolicy, principal: Principal) -> JobChecker:
@@ -184,11 +248,11 @@ def _urls(payload: BaseModel, callback_url: str | None) -> Iterator[tuple[str, s
             yield f"/payload/urls/{position}", url
 
 
-def _new_job(request: JobRequest, payload: BaseModel) -> NewJob:
+def _new_job(request: JobRequest, payload: JsonObject) -> NewJob:
     unique = request.unique
     return NewJob(
         kind=request.kind,
-        payload=payload.model_dump(mode="json", by_alias=True, exclude_unset=True),
+        payload=payload,
         priority=request.priority,
         run_at=request.run_at,
         delay_s=request.delay_s,

@@ -5,53 +5,54 @@ text is not.
 """
 
 import hashlib
-from dataclasses import dataclass, field
+from array import array
+from collections.abc import Sequence
+from dataclasses import dataclass
 
+import anyio
 from pydantic import ValidationError
 from starlette.requests import Request
 
 from api.errors import FieldError, Problem, from_pydantic, invalid, invalid_fields
 from api.job_requests import JobChecker, JobRequest
-from api.limits import BAD_LINES_NAMED, BATCH_NDJSON_JOBS, lines, too_many_jobs
+from api.limits import BAD_LINES_NAMED, BATCH_NDJSON_JOBS, line_blocks, too_many_jobs
 from api.strict_json import MalformedJson, RefusedJson, loads
 from jobs.errors import JobsRefused
-from jobs.model import NewJob
+from jobs.spool import Spool
 
 MEDIA_TYPES = ("application/x-ndjson", "application/jsonl", "application/ndjson")
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Lines:
-    """The jobs of a stream, the line of each, and a hash of the whole for Idempotency-Key."""
+    """The line of each job of a stream, and a hash of the whole for Idempotency-Key."""
 
-    jobs: list[NewJob] = field(default_factory=list)
-    numbers: list[int] = field(default_factory=list)
-    digest: bytes = b""
+    numbers: Sequence[int]
+    digest: bytes
 
 
-async def read_jobs(request: Request, checker: JobChecker) -> Lines:
-    """Read and check every line. Raises one Problem that names each bad line by its 1-based
-    number.
+async def read_jobs(request: Request, checker: JobChecker, spool: Spool) -> Lines:
+    """Read and check every line into the spool. Raises one Problem that names each bad line by its
+    1-based number.
     """
-    found, bad, count = Lines(), BadLines(), 0
+    numbers, bad = array("I"), BadLines()
     hasher = hashlib.sha256()
-    async for number, line in lines(request):
-        hasher.update(line + b"\n")
-        count += 1
-        if count > BATCH_NDJSON_JOBS:
-            raise too_many_jobs(BATCH_NDJSON_JOBS)
-        checked = _check_line(line, checker)
-        if isinstance(checked, list):
-            bad.add(number, checked)
-        elif not bad.errors:
-            found.jobs.append(checked)
-            found.numbers.append(number)
+    async for first, block in line_blocks(request):
+        for number, line in enumerate(block, first):
+            if not line.strip():
+                continue
+            hasher.update(line + b"\n")
+            numbers.append(number)
+            if len(numbers) > BATCH_NDJSON_JOBS:
+                raise too_many_jobs(BATCH_NDJSON_JOBS)
+            if errors := _check_line(line, checker, spool):
+                bad.add(number, errors)
+        await anyio.lowlevel.checkpoint()
     if bad.errors:
         raise bad.problem()
-    if not count:
+    if not numbers:
         raise invalid("", "a batch holds at least one job")
-    found.digest = hasher.digest()
-    return found
+    return Lines(numbers, hasher.digest())
 
 
 class BadLines:
@@ -74,7 +75,7 @@ class BadLines:
         return problem
 
 
-def refused(error: JobsRefused, numbers: list[int]) -> Problem:
+def refused(error: JobsRefused, numbers: Sequence[int]) -> Problem:
     """The ledger's refusals by line."""
     bad = BadLines()
     for refusal in error.refusals:
@@ -83,9 +84,9 @@ def refused(error: JobsRefused, numbers: list[int]) -> Problem:
     return bad.problem()
 
 
-def _check_line(line: bytes, checker: JobChecker) -> NewJob | list[FieldError]:
+def _check_line(line: bytes, checker: JobChecker, spool: Spool) -> list[FieldError]:
     try:
-        return checker.check(JobRequest.model_validate(loads(line)))
+        return checker.add_to(spool, JobRequest.model_validate(loads(line)))
     except MalformedJson as error:
         return [{"pointer": "", "detail": f"not JSON: {error}"}]
     except RefusedJson as error:

@@ -26,7 +26,7 @@ _EVERYWHERE = (
     ProblemType.UNAVAILABLE,
 )
 _WITH_BODY = (ProblemType.TOO_LARGE, ProblemType.MEDIA_TYPE)
-# Not FastAPI's HTTPBearer: every request would solve it again, after Authentication has done the work.
+# Not FastAPI's HTTPBearer: every request would solve it again, after Authentication did the work.
 _SECURITY = {
     "ApiKey": {
         "type": "http",

@@ -6,9 +6,7 @@ tried alone, so that one bad job fails alone.
 """
 
 from collections import defaultdict, deque
-from collections.abc import Iterable
 from dataclasses import dataclass, field
-from uuid import UUID
 
 import anyio
 
@@ -16,9 +14,9 @@ from api.availability import Availability
 from api.translations import POSTGRES_AWAY
 from jobs import ledger, lookup
 from jobs.announcer import Announcer
+from jobs.enqueue import ready_of
 from jobs.kinds import KindRegistry
 from jobs.model import Accepted, Job, NewJob, TenantId
-from jobs.states import JobState
 from runtime.postgres import Connection, Pool
 
 GROUP_MAX = 500
@@ -144,12 +142,3 @@ async def enqueue(
     ids = list(dict.fromkeys(a.id for a in accepted))
     by_id = {job.id: job for job in await lookup.get_many(connection, tenant_id, ids)}
     return [Submitted(a, by_id[a.id]) for a in accepted]
-
-
-def ready_of(accepted: Iterable[Accepted]) -> dict[str, list[UUID]]:
-    """What to announce: the new jobs that are queued, by pool."""
-    ready: dict[str, list[UUID]] = defaultdict(list)
-    for job in accepted:
-        if job.state is JobState.QUEUED and not job.deduplicated:
-            ready[job.pool].append(job.id)
-    return ready

@@ -1,14 +1,16 @@
 """Creates batches and takes their parts."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from uuid import UUID
 
-from jobs.enqueue import enqueue
+from jobs.bulk import fill
+from jobs.enqueue import DEFAULT_AGEING_S
 from jobs.errors import BatchNotFound, BatchNotOpen, IdempotencyMismatch
 from jobs.kinds import KindRegistry
-from jobs.model import Accepted, NewJob, TenantId
+from jobs.model import TenantId
+from jobs.results import Ready
+from jobs.spool import Spool
 from jobs.states import BatchState
 from runtime.ids import uuid7
 from runtime.postgres import Connection
@@ -28,10 +30,12 @@ class NewBatch:
 
 @dataclass(frozen=True, slots=True)
 class Appended:
-    """A part of an open batch: how many jobs it added; `replayed` when it was added before."""
+    """A part of an open batch: how many jobs it added and whom to wake; `replayed` when it was
+    added before.
+    """
 
     jobs: int
-    accepted: tuple[Accepted, ...] = ()
+    ready: Ready = field(default_factory=dict)
     replayed: bool = False
 
 
@@ -58,12 +62,12 @@ async def append(
     connection: Connection,
     tenant_id: TenantId,
     batch_id: UUID,
-    jobs: Sequence[NewJob],
+    spool: Spool,
     *,
     part_key: str,
     request_hash: bytes,
     kinds: KindRegistry,
-    now: datetime | None = None,
+    ageing_s: float = DEFAULT_AGEING_S,
 ) -> Appended:
     """Add a part to an open batch, once per `part_key`, in the caller's transaction.
 
@@ -73,17 +77,17 @@ async def append(
     async with connection.transaction():
         state = await state_of(connection, tenant_id, batch_id)
         is_new = await connection.fetchval(
-            QUERIES["take_part"], batch_id, part_key, request_hash, len(jobs)
+            QUERIES["take_part"], batch_id, part_key, request_hash, len(spool)
         )
         if is_new is None:
             return await _known_part(connection, batch_id, part_key, request_hash)
         _assert_open(batch_id, state)
-        accepted = await enqueue(
-            connection, tenant_id, jobs, kinds=kinds, batch_id=batch_id, now=now
+        ready = await fill(
+            connection, tenant_id, spool, kinds=kinds, batch_id=batch_id, ageing_s=ageing_s
         )
         locked = await connection.fetchval(QUERIES["lock_batch_state"], tenant_id, batch_id)
         _assert_open(batch_id, BatchState(locked))
-    return Appended(len(jobs), tuple(accepted))
+    return Appended(len(spool), ready)
 
 
 async def _known_part(

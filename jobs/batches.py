@@ -7,6 +7,7 @@ revives.
 from jobs.batch_intake import Appended, NewBatch, append, create, seal
 from jobs.batch_lookup import BatchPage, ResultLine, get, list_batches, results
 from jobs.batch_verbs import cancel, finish_due, retry
+from jobs.bulk import fill
 
 __all__ = [
     "Appended",
@@ -16,6 +17,7 @@ __all__ = [
     "append",
     "cancel",
     "create",
+    "fill",
     "finish_due",
     "get",
     "list_batches",

@@ -1,12 +1,13 @@
 """Accepts jobs: set-based, all or nothing. Knows nothing of HTTP and announces nothing."""
 
-from collections import Counter
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from itertools import batched
 from uuid import UUID
 
+import asyncpg
 import orjson
 
 from jobs import dependencies, uniqueness
@@ -16,6 +17,7 @@ from jobs.errors import Cancel, JobsRefused, Refusal
 from jobs.intake import Entry, check
 from jobs.kinds import KindRegistry
 from jobs.model import Accepted, ClaimedJob, NewJob, SlotId, TenantId
+from jobs.results import Ready
 from jobs.states import JobState
 from jobs.transactions import atomically
 from runtime import metrics
@@ -71,7 +73,7 @@ async def enqueue(
         # Marks duplicates in its entries: a second try begins with fresh ones.
         return await _accept(connection, origin, check(jobs, kinds))
 
-    return await atomically(connection, accept)
+    return await seeing_new_names(connection, accept)
 
 
 def _is_plain(job: NewJob) -> bool:
@@ -112,7 +114,9 @@ async def _accept(
     aftermath: Aftermath | None = None,
 ) -> list[Accepted]:
     """Lock in the ledger's order: parents, families, keys; then write, and count last."""
-    await _check_custom_ids(connection, origin, entries)
+    if origin.batch_id is not None and not origin.follow_up:
+        names = {e.job.custom_id: e.position for e in entries if e.job.custom_id is not None}
+        await assert_new_names(connection, origin.batch_id, names)
     parents = await dependencies.lock_parents(
         connection, origin.tenant_id, origin.batch_id, entries
     )
@@ -134,20 +138,42 @@ async def _accept(
     return accepted
 
 
-async def _check_custom_ids(
-    connection: Connection, origin: Origin, entries: Sequence[Entry]
+async def assert_new_names(
+    connection: Connection, batch_id: UUID, positions: Mapping[str, int]
 ) -> None:
-    by_name = {entry.job.custom_id: entry for entry in entries if entry.job.custom_id is not None}
-    if origin.batch_id is None or origin.follow_up or not by_name:
+    """Raise JobsRefused for custom_ids that jobs of an earlier part have."""
+    if not positions:
         return
-    rows = await connection.fetch(QUERIES["find_custom_ids"], origin.batch_id, list(by_name))
+    rows = await connection.fetch(QUERIES["find_custom_ids"], batch_id, list(positions))
     detail = "names a job of an earlier part already: custom_ids are unique in a batch"
     refusals = [
-        Refusal(by_name[row["custom_id"]].position, "/custom_id", f"{row['custom_id']!r} {detail}")
+        Refusal(positions[row["custom_id"]], "/custom_id", f"{row['custom_id']!r} {detail}")
         for row in rows
     ]
     if refusals:
         raise JobsRefused(tuple(sorted(refusals, key=lambda refusal: refusal.position)))
+
+
+async def seeing_new_names[T](connection: Connection, work: Callable[[], Awaitable[T]]) -> T:
+    """Do the work atomically; once more when another part of the batch took a custom_id meanwhile.
+
+    By then that part is committed, so that the second try refuses the name.
+    """
+    try:
+        return await atomically(connection, work)
+    except asyncpg.UniqueViolationError as error:
+        if error.constraint_name != "jobs_custom_id":
+            raise
+        return await atomically(connection, work)
+
+
+def ready_of(accepted: Iterable[Accepted]) -> Ready:
+    """What to announce: the new jobs that are queued, by pool."""
+    ready: dict[str, list[UUID]] = defaultdict(list)
+    for job in accepted:
+        if job.state is JobState.QUEUED and not job.deduplicated:
+            ready[job.pool].append(job.id)
+    return {pool: tuple(ids) for pool, ids in ready.items()}
 
 
 def _answer(entry: Entry, states: dict[UUID, JobState], known: dict[UUID, Accepted]) -> Accepted:

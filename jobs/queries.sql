@@ -100,6 +100,10 @@ WITH wanted AS MATERIALIZED (
 )
 SELECT id, reason FROM placed WHERE reason IS NOT NULL;
 
+-- name: transaction_time
+-- The time that all rows of a COPY carry, which has no expressions of its own.
+SELECT now();
+
 -- name: add_to_families
 -- Every ancestor of new follow-ups waits for them before it is settled.
 INSERT INTO families AS f (job_id, tenant_id, root_id, open, total)

@@ -24,14 +24,15 @@ from api.openapi import json_or_ndjson, problems
 from api.paging import bad_cursor
 from api.routing import media_type_of, read_model
 from api.routing import router as make_router
-from api.submissions import ready_of
 from api.views import BatchView, Page, View, batch_view
-from jobs import batches, ledger
+from jobs import batches
 from jobs.batches import NewBatch, ResultLine
 from jobs.errors import JobsRefused
 from jobs.idempotency import StoredAnswer
 from jobs.kinds import Url
-from jobs.model import Accepted, NewJob
+from jobs.model import Batch
+from jobs.results import Ready
+from jobs.spool import Spool
 from jobs.states import BatchState
 from runtime.egress import EgressDenied
 from runtime.postgres import Connection
@@ -67,12 +68,11 @@ class PartView(View):
 
 
 @dataclass(frozen=True, slots=True)
-class _Jobs:
-    """Checked jobs of a request, where each stood in it, and a hash of what was sent."""
+class _Sent:
+    """What a request says of its jobs beside the spool: where each stood, and a hash of it all."""
 
-    jobs: Sequence[NewJob]
     digest: bytes
-    lines: list[int] | None = None
+    lines: Sequence[int] | None = None
     batch: NewBatch = field(default_factory=NewBatch)
 
     def refusal(self, error: JobsRefused) -> Exception:
@@ -102,30 +102,32 @@ async def create_batch(
     idempotency_key: IdempotencyKey = None,
 ) -> Response:
     """Accept all jobs or none. NDJSON takes one job a line, up to 100,000."""
-    sent = await _read_batch(request, services, principal)
-    _check_backlog(services, sent.jobs)
-    ready: dict[str, list[UUID]] = {}
+    with Spool() as spool:
+        sent = await _read_batch(request, services, principal, spool)
+        services.backlog.check_all(spool.per_pool, services.owned)
+        ready: dict[str, Sequence[UUID]] = {}
 
-    async def work(connection: Connection) -> StoredAnswer:
-        batch_id = await batches.create(connection, principal.tenant_id, sent.batch)
-        accepted = await _enqueue(services, connection, principal, batch_id, sent)
-        ready.update(ready_of(accepted))
-        batch = await batches.get(connection, principal.tenant_id, batch_id)
-        is_open = batch.state is BatchState.OPEN
-        return StoredAnswer(
-            status.HTTP_201_CREATED if is_open else status.HTTP_202_ACCEPTED,
-            {"Location": f"/v1/batches/{batch_id}"},
-            batch_view(batch).model_dump_json().encode(),
-        )
+        async def work(connection: Connection) -> StoredAnswer:
+            batch_id = await batches.create(connection, principal.tenant_id, sent.batch)
+            ready.update(await _enqueue(services, connection, principal, batch_id, spool))
+            return _created(await batches.get(connection, principal.tenant_id, batch_id))
 
-    try:
-        response = await _once(
-            services, principal, idempotency_key, fingerprint(request, digest=sent.digest), work
-        )
-    except JobsRefused as error:
-        raise sent.refusal(error) from None
+        request_hash = fingerprint(request, digest=sent.digest)
+        try:
+            response = await _once(services, principal, idempotency_key, request_hash, work)
+        except JobsRefused as error:
+            raise sent.refusal(error) from None
     services.announcer.announce(ready)
     return response
+
+
+def _created(batch: Batch) -> StoredAnswer:
+    is_open = batch.state is BatchState.OPEN
+    return StoredAnswer(
+        status.HTTP_201_CREATED if is_open else status.HTTP_202_ACCEPTED,
+        {"Location": f"/v1/batches/{batch.id}"},
+        batch_view(batch).model_dump_json().encode(),
+    )
 
 
 @router.post(
@@ -155,22 +157,24 @@ async def append_jobs(
 
     A part is known by `part`, else by `Idempotency-Key`, else by its content.
     """
-    sent = await _read_part(request, services, principal)
-    _check_backlog(services, sent.jobs)
-    try:
-        async with services.transaction() as connection:
-            appended = await batches.append(
-                connection,
-                principal.tenant_id,
-                batch_id,
-                sent.jobs,
-                part_key=part or idempotency_key or f"sha256:{sent.digest.hex()}",
-                request_hash=sent.digest,
-                kinds=services.kinds,
-            )
-    except JobsRefused as error:
-        raise sent.refusal(error) from None
-    services.announcer.announce(ready_of(appended.accepted))
+    with Spool() as spool:
+        sent = await _read_part(request, services, principal, spool)
+        services.backlog.check_all(spool.per_pool, services.owned)
+        try:
+            async with services.transaction() as connection:
+                appended = await batches.append(
+                    connection,
+                    principal.tenant_id,
+                    batch_id,
+                    spool,
+                    part_key=part or idempotency_key or f"sha256:{sent.digest.hex()}",
+                    request_hash=sent.digest,
+                    kinds=services.kinds,
+                    ageing_s=services.settings.ageing_s,
+                )
+        except JobsRefused as error:
+            raise sent.refusal(error) from None
+    services.announcer.announce(appended.ready)
     return PartView(batch_id=batch_id, jobs=appended.jobs, replayed=appended.replayed)
 
 
@@ -277,25 +281,26 @@ async def _once(
 
 
 async def _enqueue(
-    services: Services, connection: Connection, principal: Principal, batch_id: UUID, sent: _Jobs
-) -> list[Accepted]:
-    if not sent.jobs:
-        return []
-    return await ledger.enqueue(
+    services: Services, connection: Connection, principal: Principal, batch_id: UUID, spool: Spool
+) -> Ready:
+    if not len(spool):
+        return {}
+    return await batches.fill(
         connection,
         principal.tenant_id,
-        sent.jobs,
+        spool,
         kinds=services.kinds,
         batch_id=batch_id,
         ageing_s=services.settings.ageing_s,
     )
 
 
-async def _read_batch(request: Request, services: Services, principal: Principal) -> _Jobs:
+async def _read_batch(
+    request: Request, services: Services, principal: Principal, spool: Spool
+) -> _Sent:
     judge = checker(services.kinds, services.egress, principal)
     if media_type_of(request) in ndjson.MEDIA_TYPES:
-        found = await ndjson.read_jobs(request, judge)
-        return _Jobs(found.jobs, found.digest, found.numbers)
+        return await _read_lines(request, judge, spool)
     body, sent = await read_model(request, BatchRequest, BATCH_JSON_BYTES, _MEDIA)
     if sent.state == "running" and not sent.jobs:
         raise invalid("/jobs", "a batch holds at least one job, or has the state open")
@@ -306,40 +311,34 @@ async def _read_batch(request: Request, services: Services, principal: Principal
             services.egress.check_literal(sent.callback_url)
         except EgressDenied as error:
             raise invalid("/callback_url", str(error)) from None
+    _check_jobs(sent.jobs, judge, spool)
     batch = NewBatch(BatchState(sent.state), tuple(sent.tags), sent.callback_url)
-    return _Jobs(_check_jobs(sent.jobs, judge), hashlib.sha256(body).digest(), batch=batch)
+    return _Sent(hashlib.sha256(body).digest(), batch=batch)
 
 
-async def _read_part(request: Request, services: Services, principal: Principal) -> _Jobs:
+async def _read_part(
+    request: Request, services: Services, principal: Principal, spool: Spool
+) -> _Sent:
     judge = checker(services.kinds, services.egress, principal)
     if media_type_of(request) in ndjson.MEDIA_TYPES:
-        found = await ndjson.read_jobs(request, judge)
-        return _Jobs(found.jobs, found.digest, found.numbers)
+        return await _read_lines(request, judge, spool)
     body, sent = await read_model(request, PartRequest, BATCH_JSON_BYTES, _MEDIA)
-    return _Jobs(_check_jobs(sent.jobs, judge), hashlib.sha256(body).digest())
+    _check_jobs(sent.jobs, judge, spool)
+    return _Sent(hashlib.sha256(body).digest())
 
 
-def _check_jobs(requests: Sequence[JobRequest], judge: JobChecker) -> list[NewJob]:
-    jobs: list[NewJob] = []
+async def _read_lines(request: Request, judge: JobChecker, spool: Spool) -> _Sent:
+    found = await ndjson.read_jobs(request, judge, spool)
+    return _Sent(found.digest, found.numbers)
+
+
+def _check_jobs(requests: Sequence[JobRequest], judge: JobChecker, spool: Spool) -> None:
     bad: list[FieldError] = []
     for position, request in enumerate(requests):
-        checked = judge.check(request)
-        if isinstance(checked, list):
-            bad.extend({**e, "pointer": f"/jobs/{position}{e['pointer']}"} for e in checked)
-        else:
-            jobs.append(checked)
+        errors = judge.add_to(spool, request)
+        bad.extend({**e, "pointer": f"/jobs/{position}{e['pointer']}"} for e in errors)
     if bad:
         raise invalid_fields(bad)
-    return jobs
-
-
-def _check_backlog(services: Services, jobs: Sequence[NewJob]) -> None:
-    by_pool: dict[str, int] = {}
-    for job in jobs:
-        pool = services.kinds[job.kind].pool
-        by_pool[pool] = by_pool.get(pool, 0) + 1
-    for pool, count in by_pool.items():
-        services.backlog.check(pool, count, services.owned)
 
 
 async def _result_lines(

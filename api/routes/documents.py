@@ -33,10 +33,11 @@ from api.openapi import json_or_multipart, problems
 from api.routes.jobs import accepted_response, settled_response
 from api.routing import media_type_of, read_model
 from api.routing import router as make_router
-from api.submissions import Submitted, enqueue, ready_of
+from api.submissions import Submitted, enqueue
 from api.views import JobView, Page, View
 from corpus import documents, uploads
 from corpus.model import Document, Upload
+from jobs.enqueue import ready_of
 from jobs.idempotency import StoredAnswer
 from jobs.kinds import CollectionName, Text
 from jobs.model import NewJob

@@ -1,5 +1,6 @@
 """/v1/jobs: submit, read, list, change, cancel and retry jobs."""
 
+from collections.abc import Sequence
 from typing import Annotated
 from uuid import UUID
 
@@ -25,9 +26,10 @@ from api.job_requests import JobRequest, Moment, RequestModel, Tags, checker
 from api.openapi import problems
 from api.paging import bad_cursor
 from api.routing import router as make_router
-from api.submissions import Submitted, enqueue, ready_of
+from api.submissions import Submitted, enqueue
 from api.views import AttemptView, JobView, Page, attempt_view, job_view
 from jobs import ledger, lookup
+from jobs.enqueue import ready_of
 from jobs.errors import JobNotFound, JobsRefused
 from jobs.idempotency import StoredAnswer
 from jobs.lookup import JobFilter
@@ -90,7 +92,7 @@ async def submit_job(
 async def _submit_once(
     services: Services, principal: Principal, key: str, new: NewJob, request_hash: bytes
 ) -> Response:
-    ready: dict[str, list[UUID]] = {}
+    ready: dict[str, Sequence[UUID]] = {}
 
     async def work(connection: Connection) -> StoredAnswer:
         (submitted,) = await enqueue(

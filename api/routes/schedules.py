@@ -16,8 +16,8 @@ from api.job_requests import JobRequest, RequestModel, checker
 from api.openapi import problems
 from api.routes.pools import PauseRequest
 from api.routing import router as make_router
-from api.submissions import ready_of
 from api.views import AnyObject, Page, View
+from jobs.enqueue import ready_of
 from jobs.kinds import Text
 from jobs.model import NewJob
 from jobs.states import JobState

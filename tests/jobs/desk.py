@@ -3,9 +3,11 @@
 import random
 import socket
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 from uuid import UUID, uuid4
+
+import orjson
 
 from chaos.checker import check, report
 from chaos.collect import collect
@@ -15,6 +17,7 @@ from jobs.kinds import KindRegistry, load_kinds
 from jobs.model import DEFAULT_TENANT, Accepted, ClaimedJob, Job, NewJob, SlotId
 from jobs.outcomes import Completed, Ending, Failed, Problem
 from jobs.results import Ended, Recorded
+from jobs.spool import Spool, Terms
 from runtime.postgres import Connection, Pool
 
 DONE = Completed(None)
@@ -85,6 +88,19 @@ async def audit(connection: Connection, log: ClientLog = NO_LOG) -> None:
     """Assert every promise that can be told from what is left, and from what the log says."""
     violations = check(await collect(connection, log))
     assert not violations, report(violations)
+
+
+def spooled(*jobs: NewJob) -> Spool:
+    """The jobs as an upload brings them: plain ones on their terms, others as they are."""
+    spool, kinds = Spool(), load_kinds()
+    for job in jobs:
+        kind, payload = kinds[job.kind], orjson.dumps(job.payload)
+        terms = Terms(kind, job.priority, job.max_attempts, job.timeout_s, job.tags)
+        if replace(terms.as_job(), payload=job.payload, custom_id=job.custom_id) == job:
+            spool.add(terms, job.custom_id, payload)
+        else:
+            spool.add_other(kind, job, payload)
+    return spool
 
 
 def probe(**fields: Any) -> NewJob:

@@ -11,7 +11,7 @@ from jobs.errors import BatchNotFound, BatchNotOpen, IdempotencyMismatch, JobsRe
 from jobs.model import DEFAULT_TENANT, Batch, NewJob, TenantId
 from jobs.outcomes import Completed, Ending, Released
 from jobs.states import BatchState
-from tests.jobs.desk import BROKEN, DONE, HOPELESS, Desk, probe
+from tests.jobs.desk import BROKEN, DONE, HOPELESS, Desk, probe, spooled
 
 pytestmark = pytest.mark.anyio
 
@@ -110,7 +110,7 @@ async def test_an_open_batch_takes_each_part_once_until_it_is_sealed(desk: Desk)
                 connection,
                 DEFAULT_TENANT,
                 batch_id,
-                jobs,
+                spooled(*jobs),
                 part_key=part,
                 request_hash=content,
                 kinds=desk.kinds,

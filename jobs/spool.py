@@ -1,0 +1,159 @@
+"""Checked jobs of an upload, waiting to be written: payloads as JSON text, everything else aside.
+
+A spool holds a bounded part of the payloads in memory and the rest in a file without a name, and no
+connection. Knows nothing of HTTP.
+"""
+
+from array import array
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from tempfile import SpooledTemporaryFile
+from types import TracebackType
+from typing import Self
+
+import orjson
+
+from jobs.errors import Refusal
+from jobs.kinds import Kind
+from jobs.model import DEFAULT_PRIORITY, NewJob
+
+PAYLOADS_IN_MEMORY_BYTES = 32 * 1024 * 1024
+_WRITTEN_AT_ONCE_BYTES = 256 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What many jobs of an upload have in common: all of a plain job but its payload and name."""
+
+    kind: Kind
+    priority: int = DEFAULT_PRIORITY
+    max_attempts: int | None = None
+    timeout_s: float | None = None
+    tags: tuple[str, ...] = ()
+    callback_url: str | None = None
+
+    def as_job(self) -> NewJob:
+        """A job on these terms, its payload still empty."""
+        return NewJob(
+            self.kind.name,
+            {},
+            priority=self.priority,
+            max_attempts=self.max_attempts,
+            timeout_s=self.timeout_s,
+            tags=self.tags,
+            callback_url=self.callback_url,
+        )
+
+
+class Spool:
+    """Jobs in the order in which they came. Close it, or its file stays until it is collected.
+
+    A job is plain (its `Terms`) when nothing can hold it back and it is tied to no other; a
+    `NewJob` otherwise.
+    """
+
+    def __init__(self, in_memory_bytes: int = PAYLOADS_IN_MEMORY_BYTES) -> None:
+        self.terms: list[Terms] = []
+        self.others: dict[int, NewJob] = {}
+        self.custom_ids: list[str | None] = []
+        self._sizes = array("I")
+        self._unwritten = bytearray()
+        # Closed by __exit__.
+        self._payloads = SpooledTemporaryFile(max_size=in_memory_bytes)  # noqa: SIM115
+
+    def __len__(self) -> int:
+        return len(self.terms)
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether all of it is."""
+        return not self.others
+
+    @property
+    def per_kind(self) -> Counter[str]:
+        """How many jobs there are of each kind."""
+        return Counter(terms.kind.name for terms in self.terms)
+
+    @property
+    def per_pool(self) -> Counter[str]:
+        """How many jobs go to each pool."""
+        return Counter(terms.kind.pool for terms in self.terms)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._payloads.close()
+
+    def add(self, terms: Terms, custom_id: str | None, payload: bytes) -> None:
+        """Take a plain job."""
+        self.terms.append(terms)
+        self.custom_ids.append(custom_id)
+        self._sizes.append(len(payload))
+        self._unwritten += payload
+        if len(self._unwritten) >= _WRITTEN_AT_ONCE_BYTES:
+            self._write_out()
+
+    def add_other(self, kind: Kind, job: NewJob, payload: bytes) -> None:
+        """Take a job of any sort, whose own payload is left aside."""
+        self.others[len(self)] = job
+        self.add(Terms(kind), job.custom_id, payload)
+
+    def _write_out(self) -> None:
+        self._payloads.write(self._unwritten)
+        self._unwritten.clear()
+
+    def payloads(self, count: int) -> Iterator[list[bytes]]:
+        """The payloads from the first one on, `count` at once."""
+        self._write_out()
+        self._payloads.seek(0)
+        for start in range(0, len(self), count):
+            sizes = self._sizes[start : start + count]
+            yield _cut(self._payloads.read(sum(sizes)), sizes)
+
+    def as_jobs(self) -> list[NewJob]:
+        """All of it as the ledger takes jobs of any sort."""
+        found: list[NewJob] = []
+        for payloads in self.payloads(1000):
+            for payload in payloads:
+                position = len(found)
+                job = self.others.get(position) or self.terms[position].as_job()
+                found.append(
+                    replace(
+                        job,
+                        payload=orjson.loads(payload),
+                        custom_id=self.custom_ids[position],
+                    )
+                )
+        return found
+
+    def positions_by_name(self) -> dict[str, int]:
+        """Where each custom_id stands."""
+        return {name: position for position, name in enumerate(self.custom_ids) if name is not None}
+
+    def repeated_custom_ids(self) -> list[Refusal]:
+        """The jobs whose name an earlier one has."""
+        first: dict[str, int] = {}
+        refusals: list[Refusal] = []
+        for position, name in enumerate(self.custom_ids):
+            if name is not None and first.setdefault(name, position) != position:
+                detail = (
+                    f"{name!r} names job {first[name]} already: custom_ids are unique in a batch"
+                )
+                refusals.append(Refusal(position, "/custom_id", detail))
+        return refusals
+
+
+def _cut(text: bytes, sizes: "array[int]") -> list[bytes]:
+    found: list[bytes] = []
+    start = 0
+    for size in sizes:
+        found.append(text[start : start + size])
+        start += size
+    return found
