@@ -13,7 +13,7 @@ from runtime.settings import Settings
 from tests.model.machine import LedgerMachine
 from tests.model.world import opened
 
-EXAMPLES = 60
+EXAMPLES = 100
 STEPS = 40
 
 
