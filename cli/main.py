@@ -11,6 +11,7 @@ from rich.markup import escape
 
 from cli import (
     backup,
+    bench,
     chaos,
     dead,
     doctor,
@@ -42,6 +43,7 @@ app.command("env", rich_help_panel="Stack")(processes.env)
 app.command("service", rich_help_panel="Stack")(processes.service)
 app.command("doctor", rich_help_panel="Stack")(doctor.doctor)
 app.command("chaos", rich_help_panel="Stack")(chaos.chaos)
+app.command("bench", rich_help_panel="Stack")(bench.bench)
 app.command("rebuild", rich_help_panel="Stack")(processes.rebuild)
 app.command("backup", rich_help_panel="Stack")(backup.backup)
 app.command("restore", rich_help_panel="Stack")(backup.restore)
