@@ -91,8 +91,9 @@ async def _wait_again(bed: Bed, system: System, killed: str) -> Result:
     return Result(measure, system.name, (max(again) - killed_ns) / 1e9, "s", settings)
 
 
-async def measure_flush(bed: Bed, system: System) -> list[Result]:
+async def measure_flush(bed: Bed, system: System, scale: float) -> list[Result]:
     """FLUSHALL while jobs are queued and no worker is alive; then count those that still run."""
+    del scale
     await bed.clean(system)
     await bed.produce(system, "bulk", count=FLUSHED_JOBS, chunk=system.chunk)
     await bed.redis.flushall()

@@ -22,3 +22,8 @@ CHECKPOINT;
 -- name: analyze
 -- After the enqueue: nobody's plan is a guess about a table that was empty a second ago.
 ANALYZE;
+
+-- name: failed_attempts
+-- What a shutdown must not cause: attempts that count against a job, and jobs that failed.
+SELECT (SELECT count(*) FROM attempts WHERE outcome IN ('failed', 'retried', 'lost'))
+    + (SELECT count(*) FROM history WHERE state <> 'succeeded');

@@ -7,20 +7,19 @@ is kept is the median. `--continue` adds a slice to the results of the last run.
 import argparse
 import sys
 import time
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
 import anyio
 
-from bench import drain, environments, failures, http, latency, report
+from bench import drain, environments, failures, http, latency, own, report
 from bench.bed import Bed, BenchError, open_bed
 from bench.measure import QUERIES
 from bench.results import Book, Result
 from bench.systems import OURS, PEERS, System
 from cli.trial import TrialError
 
-PARTS = ("enqueue", "drain", "latency", "load", "rescue", "flush", "http")
 # What --quick leaves out of a repetition, and how many there are.
 QUICK_SCALE = 0.2
 
@@ -56,7 +55,7 @@ def main() -> None:
 def _plan(arguments: Sequence[str]) -> Plan:
     parser = argparse.ArgumentParser(prog="make bench-queue", description=__doc__)
     names = [system.name for system in (OURS, *PEERS)]
-    parser.add_argument("--part", action="append", choices=PARTS, help="default: all of them")
+    parser.add_argument("--part", action="append", choices=[*PARTS], help="default: all of them")
     parser.add_argument("--system", action="append", choices=names, help="default: all of them")
     parser.add_argument("--repeat", type=int, default=3, help="repetitions (default 3)")
     parser.add_argument("--quick", action="store_true", help="two minutes: short, once")
@@ -99,24 +98,13 @@ async def _run(plan: Plan) -> list[str]:
 
 def _steps(plan: Plan) -> Iterator[Step]:
     """One repetition: each part over all systems, before the next part."""
-    scale = plan.scale
     for part in plan.parts:
-        for system in plan.systems:
-            match part:
-                case "enqueue":
-                    yield Step(part, partial(drain.measure_single, system=system, scale=scale))
-                case "latency":
-                    yield Step(part, partial(latency.measure_idle, system=system, scale=scale))
-                case "load":
-                    yield Step(part, partial(latency.measure_load, system=system, scale=scale))
-                case "flush":
-                    yield Step(part, partial(failures.measure_flush, system=system))
-        if part == "drain":
-            yield from _drains(plan)
-        if part == "rescue":
-            yield from _rescues(plan)
-        if part == "http":
-            yield Step(part, lambda _: http.measure(scale))
+        yield from PARTS[part](plan)
+
+
+def _for_each(measure: Callable[..., Awaitable[list[Result]]], plan: Plan) -> Iterator[Step]:
+    for system in plan.systems:
+        yield Step(system.name, partial(measure, system=system, scale=plan.scale))
 
 
 def _drains(plan: Plan) -> Iterator[Step]:
@@ -130,6 +118,39 @@ def _rescues(plan: Plan) -> Iterator[Step]:
     if OURS in plan.systems:
         yield Step("rescue of a slot", failures.measure_own_slot)
     yield Step("rescue of a worker", partial(failures.measure_rescues, systems=plan.systems))
+
+
+def _own(plan: Plan) -> Iterator[Step]:
+    """What only ours promises, limits and shutdowns, and only where ours is measured."""
+    if OURS not in plan.systems:
+        return
+    for keyed in (False, True):
+        measure = partial(own.measure_keyed_drain, scale=plan.scale, keyed=keyed)
+        yield Step("drain with limits", measure)
+    for saturated in (False, True):
+        measure = partial(own.measure_saturated_key, scale=plan.scale, saturated=saturated)
+        yield Step("saturated key", measure)
+
+
+def _shutdowns(plan: Plan) -> Iterator[Step]:
+    yield Step("shutdowns", partial(own.measure_shutdowns, scale=plan.scale))
+
+
+def _http(plan: Plan) -> Iterator[Step]:
+    yield Step("http", lambda _: http.measure(plan.scale))
+
+
+PARTS: Mapping[str, Callable[[Plan], Iterator[Step]]] = {
+    "enqueue": partial(_for_each, drain.measure_single),
+    "drain": _drains,
+    "latency": partial(_for_each, latency.measure_idle),
+    "load": partial(_for_each, latency.measure_load),
+    "rescue": _rescues,
+    "flush": partial(_for_each, failures.measure_flush),
+    "http": _http,
+    "limits": _own,
+    "shutdown": _shutdowns,
+}
 
 
 async def _describe(bed: Bed) -> None:
