@@ -16,7 +16,8 @@ from runtime.sql import load_queries
 OPERATIONS = load_queries("jobs", "operations")
 
 SLICE_JOBS = 1000
-SLICE_ROWS = 5000
+# Spelled out in the queries as well.
+SLICE_ROWS = 2000
 COUNT_MAX = 10_000
 SAMPLE_JOBS = 10
 FIRST_ID = UUID(int=0)
@@ -138,15 +139,24 @@ async def find(
     after_id: UUID,
     *,
     jobs_max: int = SLICE_JOBS,
-    rows_max: int = SLICE_ROWS,
 ) -> Slice:
-    """The jobs behind `after_id` that match, among the next `rows_max` rows."""
+    """The jobs behind `after_id` that match, among the next SLICE_ROWS rows; within a
+    transaction.
+    """
+    query, given = arguments(wanted, after_id, jobs_max)
+    await connection.execute(OPERATIONS["weigh_sorting"], "off")
+    (row,) = await connection.fetch(OPERATIONS[query], *given)
+    await connection.execute(OPERATIONS["weigh_sorting"], "on")
+    return Slice(tuple(row["ids"]), row["after_id"], row["is_last"])
+
+
+def arguments(wanted: Wanted, after_id: UUID, jobs_max: int) -> tuple[str, tuple[object, ...]]:
+    """The query of a slice, and what it is given."""
     chosen, is_live = wanted.filter, wanted.action is OperationAction.CANCEL
     common = (
         wanted.tenant_id,
         after_id,
         _way(wanted),
-        rows_max,
         jobs_max,
         wanted.alive_at if is_live else wanted.as_of,
         chosen.states_for(wanted.action),
@@ -161,11 +171,8 @@ async def find(
         chosen.created_before,
     )
     if is_live:
-        (row,) = await connection.fetch(OPERATIONS["live_slice"], *common)
-    else:
-        spans = (chosen.finished_after, chosen.finished_before)
-        (row,) = await connection.fetch(OPERATIONS["finished_slice"], *common, *spans)
-    return Slice(tuple(row["ids"]), row["after_id"], row["is_last"])
+        return "live_slice", common
+    return "finished_slice", (*common, chosen.finished_after, chosen.finished_before)
 
 
 def _way(wanted: Wanted) -> str:
@@ -187,7 +194,8 @@ async def preview(
     found, after_id = 0, FIRST_ID
     sample: tuple[UUID, ...] = ()
     while True:
-        some = await find(connection, wanted, after_id)
+        async with connection.transaction():
+            some = await find(connection, wanted, after_id)
         found += len(some.ids)
         sample += some.ids[: SAMPLE_JOBS - len(sample)]
         if some.is_last or found > count_max or time.monotonic() >= deadline:

@@ -201,7 +201,7 @@ async def test_a_job_that_fails_again_meanwhile_is_retried_once(
     desk: Desk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ids = await dead_letters(desk, *(probe() for _ in range(4)))
-    monkeypatch.setattr(matching.find, "__kwdefaults__", {"jobs_max": 2, "rows_max": 3})
+    monkeypatch.setattr(matching.find, "__kwdefaults__", {"jobs_max": 2})
     operation = await accept(desk, RETRY, kind="probe")
     async with desk.pool.acquire() as connection:
         while await operation_slices.work(connection) is not None:
@@ -334,7 +334,7 @@ async def test_stopped_it_does_no_more_and_what_was_done_stays(
     desk: Desk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ids = await dead_letters(desk, *(probe() for _ in range(5)))
-    monkeypatch.setattr(matching.find, "__kwdefaults__", {"jobs_max": 2, "rows_max": 9})
+    monkeypatch.setattr(matching.find, "__kwdefaults__", {"jobs_max": 2})
     operation = await accept(desk, RETRY, kind="probe")
     async with desk.pool.acquire() as connection:
         await operation_slices.work(connection)
@@ -383,7 +383,7 @@ async def test_a_count_beyond_its_bound_says_at_least(
     desk: Desk, connection_of: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await dead_letters(desk, *(probe() for _ in range(12)))
-    monkeypatch.setattr(matching.find, "__kwdefaults__", {"jobs_max": 4, "rows_max": 5})
+    monkeypatch.setattr(matching.find, "__kwdefaults__", {"jobs_max": 4})
     wanted = Wanted(DEFAULT_TENANT, RETRY, OperationFilter(kind="probe"))
     bounded = await matching.preview(connection_of, wanted, count_max=7)
     assert (bounded.matched, bounded.at_least) == (7, True)
