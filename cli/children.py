@@ -20,8 +20,6 @@ from runtime.readiness import SOCKET_VARIABLE, ReadinessSocket
 READY_TIMEOUT_S = 60.0
 BACKOFF_S = 0.5
 BACKOFF_MAX_S = 10.0
-# A process that has lived this long did not die of how it was started.
-LIVED_S = 30.0
 KILL_TIMEOUT_S = 5.0
 
 log = logger("up")
@@ -53,6 +51,7 @@ class Child:
         self._environment = environment
         self._process: Process | None = None
         self._readiness = ReadinessSocket()
+        self._is_ready = False
         self._stopping = False
 
     @property
@@ -63,6 +62,7 @@ class Child:
 
     async def start(self) -> None:
         """Start the process."""
+        self._is_ready = False
         command = [sys.executable, "-m", "runtime.child", str(os.getpid())]
         self._process = await anyio.open_process(
             [*command, self.role.module, self.role.name, *self.role.arguments],
@@ -79,11 +79,7 @@ class Child:
         that.
         """
         with anyio.move_on_after(READY_TIMEOUT_S) as waiting:
-            async with anyio.create_task_group() as group:
-                group.start_soon(self._cancel_at_end, group.cancel_scope)
-                if self.pid is not None:
-                    await self._readiness.wait(self.pid)
-                group.cancel_scope.cancel()
+            await self._ready_or_ended()
         if waiting.cancelled_caught:
             message = (
                 f"{self.role} was not ready within {READY_TIMEOUT_S:.0f} s: see its log, and "
@@ -98,21 +94,32 @@ class Child:
             message = f"{self.role} ended before it was ready: its reason is above"
             raise RoleFailedError(message)
 
+    async def _ready_or_ended(self) -> None:
+        async with anyio.create_task_group() as group:
+            group.start_soon(self._cancel_at_end, group.cancel_scope)
+            if self.pid is not None:
+                await self._readiness.wait(self.pid)
+                self._is_ready = True
+            group.cancel_scope.cancel()
+
     async def _cancel_at_end(self, scope: anyio.CancelScope) -> None:
         if self._process is not None:
             await self._process.wait()
         scope.cancel()
 
     async def keep(self, on_restart: Callable[[str], None]) -> None:
-        """Restart the process whenever it dies, more patiently each time; until `stop`."""
+        """Restart the process whenever it dies, until `stop`; one that cannot even start is
+        restarted more patiently each time.
+        """
         backoff_s = BACKOFF_S
         while not self._stopping:
-            began = anyio.current_time()
+            if not self._is_ready:
+                await self._ready_or_ended()
             if self._process is not None:
                 await self._process.wait()
             if self._stopping:
                 return
-            if anyio.current_time() - began > LIVED_S:
+            if self._is_ready:
                 backoff_s = BACKOFF_S
             code = self._process.returncode if self._process else None
             log.warning("process_died", process=str(self.role), code=code, restart_in_s=backoff_s)
@@ -125,7 +132,12 @@ class Child:
     async def stop(self, grace_s: float) -> None:
         """Drain: SIGTERM, then SIGKILL after `grace_s`; returns when the process is gone."""
         self._stopping = True
-        self._readiness.close()
+        try:
+            await self._drain(grace_s)
+        finally:
+            self._readiness.close()
+
+    async def _drain(self, grace_s: float) -> None:
         if self._process is None:
             return
         self._send(signal.SIGTERM)

@@ -38,6 +38,8 @@ from workers.wakeups import BLOCK_S
 EXIT_DONE = 0
 EXIT_ENDED = 3
 LINE_BYTES_MAX = 256
+# The last tenth of a grace period is for giving back what did not end in it.
+GRACE_SHARE = 0.9
 # What a slot tells its supervisor once its loop turns and its connections stand.
 READY = b"ready\n"
 POSTGRES_CONNECTIONS = 6
@@ -153,9 +155,11 @@ async def _drain_on_sigterm(runner: Runner, settings: Settings) -> None:
 
 
 async def _drain(runner: Runner, grace_s: float) -> None:
-    """Let running jobs end within the grace period, then stop them and give their attempts back."""
+    """Let running jobs end within the grace period; near its end, stop them and give their
+    attempts back.
+    """
     runner.drain()
-    with anyio.move_on_after(grace_s):
+    with anyio.move_on_after(grace_s * GRACE_SHARE):
         await anyio.sleep_forever()
     runner.stop_all()
     with anyio.move_on_after(STOP_GRACE_S):

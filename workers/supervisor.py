@@ -36,7 +36,7 @@ from workers.slot_process import SlotProcess, spawn
 from workers.slots import EXIT_DONE, EXIT_ENDED
 from workers.sweeper import Sweeper
 from workers.topology import SlotPlan, plan_slots
-from workers.verdicts import START_S, is_lost, overdue, worn_out
+from workers.verdicts import is_lost, overdue, worn_out
 
 WATCH_BUSY_S = 0.5
 WATCH_IDLE_S = 1.0
@@ -98,7 +98,6 @@ class Supervisor:
         """Start the slot, wait for its end, rescue what it held, start the next one."""
         pause_s = PAUSE_FIRST_S
         while not self._stopping.is_set():
-            began = time.monotonic()
             try:
                 slot = await self._start(plan)
             except _POSTPONED as error:
@@ -106,10 +105,10 @@ class Supervisor:
             else:
                 await self._attend(slot)
                 await self._bury(slot, helpers)
-                if slot.is_ready and (slot.recycled_for or slot.is_abandoned):
+                if slot.is_ready:
+                    # It died of what it did, not of how it was started.
+                    pause_s = PAUSE_FIRST_S
                     continue
-            if time.monotonic() - began > START_S:
-                pause_s = PAUSE_FIRST_S
             with anyio.move_on_after(pause_s):
                 await self._stopping.wait()
             pause_s = min(PAUSE_MAX_S, pause_s * 2)

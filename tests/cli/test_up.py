@@ -90,8 +90,12 @@ def is_gone(pid: int) -> bool:
 
 
 def test_whole_life_on_embedded_servers(data_dir: Path) -> None:
-    with stack(data_dir, "serve", "idle") as running:
+    with (
+        socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as service_manager,
+        stack(data_dir, "serve", "idle", NOTIFY_SOCKET=_listen(service_manager)) as running,
+    ):
         found = running.ready()
+        assert service_manager.recv(64) == b"READY=1"
         assert found.api_url == f"http://127.0.0.1:{running.port}"
         assert set(found.pids) == {"serve", "idle"}
         servers = EmbeddedServers(data_dir)
@@ -101,6 +105,12 @@ def test_whole_life_on_embedded_servers(data_dir: Path) -> None:
         assert all(is_gone(pid) for pid in found.pids.values())
         assert read_stack(data_dir) is None
         assert "Traceback" not in said
+
+
+def _listen(service_manager: socket.socket) -> str:
+    service_manager.bind("")
+    service_manager.settimeout(DEADLINE_S)
+    return "@" + service_manager.getsockname()[1:].decode()
 
 
 def test_dead_role_is_restarted(data_dir: Path, urls: dict[str, str]) -> None:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from workers.run import Run
 
+IN_HAND = 8  # of a shared kind
 ADD_EFFECT = "INSERT INTO effects (job_id, attempt) VALUES ($1, $2)"
 
 
@@ -81,7 +82,7 @@ KINDS = tuple(
         pool=pool,
         handler=f"tests.crash.kinds:{name}",
         exclusive=pool == "alone",
-        in_hand=1 if pool == "alone" else 8,
+        in_hand=1 if pool == "alone" else IN_HAND,
         timeout_s=600.0,
     )
     for name, payload in (("effect", EffectPayload), ("stuck", StuckPayload))

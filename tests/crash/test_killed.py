@@ -4,8 +4,10 @@ import anyio
 import psutil
 import pytest
 
+from jobs.model import NewJob
 from jobs.states import JobState
 from tests.crash.conftest import Scene, probe, slot_processes, until
+from tests.crash.kinds import IN_HAND
 from tests.workers.conftest import StartWork
 
 pytestmark = pytest.mark.anyio
@@ -49,13 +51,14 @@ async def test_a_killed_supervisors_successor_knows_at_once(
 
 async def test_a_killed_supervisor_makes_no_suspects(scene: Scene, start_work: StartWork) -> None:
     environment = scene.environment | {"XNAI_DEAD_AFTER_S": NO_BEATS_S}
-    first = start_work("probe", **environment)
-    ids = await scene.submit(*(probe(sleep_s=1.0) for _ in range(50)))
-    await scene.until_live(lambda live: any(one.running >= 50 for one in live))
+    first = start_work("shared", **environment)
+    waiting = NewJob("effect-shared", {"folder": str(scene.folder)})
+    ids = await scene.submit(*[waiting] * IN_HAND)
+    await scene.ended(ids, JobState.RUNNING)
     first.kill()
-    start_work("probe", **environment)
+    start_work("shared", **environment)
     jobs = await scene.ended(ids)
-    assert max(job.attempt for job in jobs) == 2
+    assert [job.attempt for job in jobs] == [2] * IN_HAND
     assert await scene.losses() == 0
 
 
