@@ -58,6 +58,9 @@ def _plan(arguments: Sequence[str]) -> Plan:
     parser.add_argument("--part", action="append", choices=[*PARTS], help="default: all of them")
     parser.add_argument("--system", action="append", choices=names, help="default: all of them")
     parser.add_argument("--repeat", type=int, default=3, help="repetitions (default 3)")
+    parser.add_argument(
+        "--scale", type=float, default=1.0, help="share of the jobs and seconds of a measurement"
+    )
     parser.add_argument("--quick", action="store_true", help="two minutes: short, once")
     parser.add_argument(
         "--continue", action="store_true", dest="continues", help="add to the last run's results"
@@ -68,7 +71,7 @@ def _plan(arguments: Sequence[str]) -> Plan:
         tuple(chosen.part or PARTS),
         tuple(system for system in (OURS, *PEERS) if system.name in wanted),
         1 if chosen.quick else chosen.repeat,
-        QUICK_SCALE if chosen.quick else 1.0,
+        QUICK_SCALE if chosen.quick else chosen.scale,
         chosen.continues,
     )
 
