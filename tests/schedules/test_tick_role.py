@@ -4,19 +4,22 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import anyio
 import pytest
 from redis.asyncio import Redis
 
-from jobs import dispatch, limits
+from jobs import dispatch, limits, operations
+from jobs.matching import OperationAction, OperationFilter, Wanted
 from jobs.model import DEFAULT_TENANT, NewJob
+from jobs.operations import Operation
 from runtime.postgres import Pool
 from runtime.settings import Settings
 from schedules import store
 from schedules.model import Every, Overlap, Schedule, ScheduleSpec
+from tests.jobs.desk import HOPELESS, Desk, probe
 from tests.support.repository import ROOT
 from tests.webhooks.receiver import receiver, reply
 
@@ -97,6 +100,36 @@ async def test_schedules_and_callbacks_outlive_a_killed_ticker_and_lost_connecti
         assert await anyio.to_thread.run_sync(second.wait, STOP_WITHIN_S) == 0
     fires, jobs = await fires_and_jobs(db, schedule)
     assert fires == jobs >= 6
+
+
+async def test_a_bulk_operation_outlives_a_killed_ticker(db: Pool, settings: Settings) -> None:
+    desk = Desk(db)
+    jobs = await desk.enqueue(*(probe() for _ in range(4000)))
+    slot = await desk.slot()
+    while claimed := await desk.claim(slot, 1000):
+        await desk.end(slot, claimed, HOPELESS)
+    wanted = Wanted(DEFAULT_TENANT, OperationAction.RETRY, OperationFilter(kind="probe"))
+    async with db.acquire() as connection, connection.transaction():
+        operation = await operations.accept(connection, wanted, actor="ann")
+    with tick_process(settings) as first:
+        assert (await until(db, operation, lambda now: now.done > 0)).done <= len(jobs)
+        first.kill()
+        with tick_process(settings):
+            done = await until(db, operation, lambda now: now.finished_at is not None)
+    assert (done.state, done.done, done.skipped) == ("succeeded", len(jobs), 0)
+    async with db.acquire() as connection:
+        assert await connection.fetchval("SELECT count(*) FROM ready") == len(jobs)
+
+
+async def until(pool: Pool, operation: Operation, is_so: Callable[[Operation], bool]) -> Operation:
+    """Look at the operation until it is so."""
+    with anyio.fail_after(60):
+        while True:
+            async with pool.acquire() as connection:
+                now = await operations.get(connection, operation.tenant_id, operation.id)
+            if is_so(now):
+                return now
+            await anyio.sleep(0.01)
 
 
 async def test_told_to_stop_it_finishes_the_delivery_under_way(
