@@ -104,7 +104,9 @@ def create_app(settings: Settings) -> FastAPI:
 async def _services(settings: Settings) -> AsyncIterator[tuple[Services, TaskGroup]]:
     """Open what the process holds, and run its loops; close all of it in reverse."""
     kinds = load_kinds(settings.kinds)
-    postgres = await open_pool(settings, role="api", size=settings.api_connections)
+    postgres = await open_pool(
+        settings, role="api", size=settings.api_connections, generic_plans=True
+    )
     redis = runtime_redis.connect(settings)
     live = LiveStream(redis)
     announcer = Announcer(redis, live)

@@ -175,8 +175,9 @@ WHERE l.tenant_id = d.tenant_id AND l.key = d.key;
 -- name: claim
 -- One statement: the slot's row is locked first (declaring its death takes the same row FOR UPDATE), so that no job is
 -- given to a dead slot. No row at all says that the slot is dead; a row of nulls, that nothing is to be had.
--- The CASE hides its conditions from the planner: without statistics it would take them to leave one row, and read and
--- sort the whole backlog to find it, instead of following the index until the limit.
+-- The CASE hides its conditions from the planner, and the pairs bound the index without saying `pool = `: without
+-- statistics it would take those to leave a few rows, and read and sort the whole backlog to find them, instead of
+-- following the index until the limit.
 WITH slot AS MATERIALIZED (
     SELECT id FROM slots WHERE id = $1 AND ended_at IS NULL FOR KEY SHARE
 ), open_pool AS MATERIALIZED (
@@ -188,9 +189,10 @@ WITH slot AS MATERIALIZED (
     ORDER BY sort_at, job_id LIMIT 1 FOR UPDATE SKIP LOCKED
 ), picked AS MATERIALIZED (
     SELECT ctid AS place, job_id FROM ready
-    WHERE pool = $2 AND CASE WHEN alone THEN false ELSE kind = ANY($3::text[]) END
+    WHERE (pool, sort_at) >= ($2, '-infinity'::timestamptz) AND (pool, sort_at) <= ($2, 'infinity'::timestamptz)
+    AND CASE WHEN alone THEN false ELSE kind = ANY($3::text[]) END
     AND EXISTS (SELECT 1 FROM open_pool) AND NOT EXISTS (SELECT 1 FROM suspect)
-    ORDER BY sort_at, job_id LIMIT $4 FOR UPDATE SKIP LOCKED
+    ORDER BY pool, sort_at, job_id LIMIT $4 FOR UPDATE SKIP LOCKED
 ), chosen AS MATERIALIZED (
     SELECT place, job_id, true AS alone FROM suspect UNION ALL SELECT place, job_id, false FROM picked
 ), taken AS (
@@ -470,7 +472,8 @@ SELECT job_id, pool, tenant_id, concurrency_key, batch_id, follow_up FROM limite
 
 -- name: lock_expired
 -- Waiting jobs past their time; one that runs has met it.
-SELECT id FROM jobs WHERE expires_at <= coalesce($2, now()) AND NOT EXISTS (SELECT 1 FROM held WHERE job_id = jobs.id)
+SELECT id FROM jobs
+WHERE expires_at <= coalesce($2, now()) AND (SELECT true FROM held WHERE job_id = jobs.id) IS NULL
 ORDER BY expires_at LIMIT $1 FOR UPDATE SKIP LOCKED;
 
 -- name: lock_for_cancel
@@ -623,12 +626,16 @@ SELECT page.*, f.settled_at, f.total AS follow_total, f.scheduled AS follow_sche
 FROM page LEFT JOIN LATERAL (SELECT * FROM family_counts WHERE job_id = page.id OFFSET 0) AS f ON page.has_family ORDER BY page.id DESC;
 
 -- name: list_scheduled
--- The narrow table of a state finds its jobs, however many others there are.
+-- The narrow table of a state finds its jobs, however many others there are. Its key is followed from the newest on
+-- (the CASE hides its conditions from the planner, as in `claim`): the other way round, all jobs of other states would
+-- be passed by first.
 WITH page AS MATERIALIZED (
-    SELECT * FROM live_jobs
-    WHERE tenant_id = $1 AND id < $2 AND ($3::text IS NULL OR kind = $3) AND ($4::text IS NULL OR $4 = ANY(tags))
-    AND EXISTS (SELECT 1 FROM parked WHERE job_id = live_jobs.id)
-    ORDER BY id DESC LIMIT $5
+    SELECT own.* FROM (
+        SELECT job_id FROM parked AS n
+        WHERE job_id < $2 AND CASE WHEN tenant_id = $1 THEN $3::text IS NULL OR kind = $3 ELSE false END
+        AND CASE WHEN $4::text IS NULL THEN true ELSE EXISTS (SELECT 1 FROM jobs WHERE id = n.job_id AND $4 = ANY(tags)) END
+        ORDER BY job_id DESC LIMIT $5
+    ) AS found CROSS JOIN LATERAL (SELECT * FROM live_jobs WHERE id = found.job_id OFFSET 0) AS own
 )
 SELECT page.*, f.settled_at, f.total AS follow_total, f.scheduled AS follow_scheduled, f.queued AS follow_queued,
     f.running AS follow_running, f.succeeded AS follow_succeeded, f.failed AS follow_failed,
@@ -638,10 +645,12 @@ FROM page LEFT JOIN LATERAL (SELECT * FROM family_counts WHERE job_id = page.id 
 -- name: list_queued
 -- As list_scheduled.
 WITH page AS MATERIALIZED (
-    SELECT * FROM live_jobs
-    WHERE tenant_id = $1 AND id < $2 AND ($3::text IS NULL OR kind = $3) AND ($4::text IS NULL OR $4 = ANY(tags))
-    AND EXISTS (SELECT 1 FROM ready WHERE job_id = live_jobs.id)
-    ORDER BY id DESC LIMIT $5
+    SELECT own.* FROM (
+        SELECT job_id FROM ready AS n
+        WHERE job_id < $2 AND CASE WHEN tenant_id = $1 THEN $3::text IS NULL OR kind = $3 ELSE false END
+        AND CASE WHEN $4::text IS NULL THEN true ELSE EXISTS (SELECT 1 FROM jobs WHERE id = n.job_id AND $4 = ANY(tags)) END
+        ORDER BY job_id DESC LIMIT $5
+    ) AS found CROSS JOIN LATERAL (SELECT * FROM live_jobs WHERE id = found.job_id OFFSET 0) AS own
 )
 SELECT page.*, f.settled_at, f.total AS follow_total, f.scheduled AS follow_scheduled, f.queued AS follow_queued,
     f.running AS follow_running, f.succeeded AS follow_succeeded, f.failed AS follow_failed,
@@ -915,7 +924,7 @@ SELECT pool.name AS pool, head.job_id
 FROM pool CROSS JOIN LATERAL (
     SELECT r.job_id, r.sort_at FROM ready AS r WHERE r.pool = pool.name ORDER BY r.sort_at, r.job_id LIMIT $2
 ) AS head
-JOIN jobs AS j ON j.id = head.job_id
+CROSS JOIN LATERAL (SELECT created_at, run_at FROM jobs WHERE id = head.job_id OFFSET 0) AS j
 WHERE pool.name IS NOT NULL AND NOT EXISTS (SELECT 1 FROM pools WHERE name = pool.name AND paused_at IS NOT NULL)
 AND greatest(j.created_at, j.run_at) < coalesce($3, now()) - $1::float8 * interval '1 second'
 ORDER BY pool.name, head.sort_at, head.job_id;

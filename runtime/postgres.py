@@ -78,12 +78,17 @@ _FIRST_PAUSE_S = 0.05
 _LONGEST_PAUSE_S = 1.0
 
 
-async def open_pool(settings: "Settings", *, role: str, size: int) -> Pool:
+async def open_pool(
+    settings: "Settings", *, role: str, size: int, generic_plans: bool = False
+) -> Pool:
     """Open a pool of at most `size` connections, waiting for a server that is still starting.
 
     Raises NotReachableError after `connect_timeout_s`. Connections are named `xnai ROLE` on the
     server; jsonb columns are Python objects both ways. Every wait for the server ends, and whatever
     ends the connection itself arrives as PostgresAwayError.
+
+    `generic_plans` has each statement planned once a connection: planning one that reads all days
+    of history takes ten times as long as running it.
     """
     url = database_url(settings)
     pool: Pool = _BoundedPool(
@@ -100,9 +105,10 @@ async def open_pool(settings: "Settings", *, role: str, size: int) -> Pool:
         reset=_keep_session,
         # A connection costs the server some 6 MB: after a burst, give them back soon.
         max_inactive_connection_lifetime=IDLE_CONNECTION_S,
-        server_settings=_server_settings(
-            role, settings.statement_timeout_s, settings.lock_timeout_s
-        ),
+        server_settings={
+            **_server_settings(role, settings.statement_timeout_s, settings.lock_timeout_s),
+            "plan_cache_mode": "force_generic_plan" if generic_plans else "auto",
+        },
     )
     await wait_reachable(url, timeout_s=settings.connect_timeout_s)
     await pool
