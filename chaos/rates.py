@@ -39,7 +39,8 @@ class Rates:
         """The last rounds after the faults over those before them, by their medians."""
         if not self.fault_free or not self.recovered:
             return None
-        return _median(self.recovered) / _median(self.fault_free)
+        before = _median(self.fault_free)
+        return _median(self.recovered) / before if before else None
 
     @property
     def is_recovered(self) -> bool:
@@ -74,12 +75,12 @@ class Meter:
             for number in range(1, ROUNDS_MAX + 1):
                 rate = await self._round(connection)
                 rates = Rates(rates.fault_free, (*rates.recovered, rate))
-                if number >= ROUNDS and rates.is_recovered:
+                if rate == 0.0 or (number >= ROUNDS and rates.is_recovered):
                     break
         return rates
 
     async def _round(self, connection: Connection) -> float:
-        """Accept a batch of no-ops in one commit, and see how fast it is gone."""
+        """Accept a batch of no-ops in one commit, and see how fast it is gone; 0 for never."""
         line = orjson.dumps({"kind": "probe", "payload": {}}) + b"\n"
         response = await self._http.post(
             "/v1/batches", content=line * self._jobs, headers={"content-type": NDJSON}
@@ -87,12 +88,13 @@ class Meter:
         response.raise_for_status()
         batch_id = UUID(response.json()["id"])
         self._log.batches.append(AcceptedBatch(batch_id, datetime.now(UTC), self._jobs))
-        with anyio.fail_after(ROUND_TIMEOUT_S):
+        with anyio.move_on_after(ROUND_TIMEOUT_S):
             while True:
                 row = await connection.fetchrow(QUERIES["drained"], batch_id)
                 if row is not None and row["jobs"] == self._jobs:
                     return float(self._jobs / row["seconds"])
                 await anyio.sleep(_POLL_S)
+        return 0.0
 
 
 def _median(rounds: Sequence[float]) -> float:

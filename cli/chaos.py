@@ -46,6 +46,10 @@ def chaos(
         str | None,
         typer.Option("--faults", help="Only these, separated by commas; `help` lists them."),
     ] = None,
+    rates: Annotated[
+        bool,
+        typer.Option(help="Compare the drain rates before and after: not on a busy machine."),
+    ] = True,
     keep: Annotated[
         bool, typer.Option("--keep", help="Leave the run's folder, with logs and database.")
     ] = False,
@@ -64,7 +68,7 @@ def chaos(
         return
     logs.configure(load_settings(log_level="error"), role="chaos")
     chosen = SystemRandom().randrange(SEEDS) if seed is None else seed
-    order = Order(chosen, jobs=jobs, minutes=minutes, faults=_faults(faults))
+    order = Order(chosen, jobs=jobs, minutes=minutes, faults=_faults(faults), with_rates=rates)
     sys.exit(_run(order, keep=keep, as_json=as_json))
 
 
