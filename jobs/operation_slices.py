@@ -76,6 +76,8 @@ async def work(
     Call it outside of a transaction: it commits one of its own, and puts the operation off when
     Postgres refuses the slice. Raises what tells that Postgres is away.
     """
+    if not await connection.fetchval(OPERATIONS["is_operation_due"], now):
+        return None
     operation: Operation | None = None
     try:
         async with connection.transaction():

@@ -20,6 +20,10 @@ WHERE tenant_id = $1 AND id < $2 AND ($3::text IS NULL OR state = $3) ORDER BY i
 UPDATE operations SET state = 'cancelled', finished_at = coalesce($3, now())
 WHERE tenant_id = $1 AND id = $2 AND finished_at IS NULL RETURNING id;
 
+-- name: is_operation_due
+-- Asked every second by idle tickers: one statement, no transaction.
+SELECT EXISTS (SELECT 1 FROM operations WHERE finished_at IS NULL AND due_at <= coalesce($1, now()));
+
 -- name: take_operation
 -- The one that has waited longest, for as long as the transaction lasts.
 SELECT *, as_of::text AS as_of_text FROM operations

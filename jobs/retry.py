@@ -31,8 +31,8 @@ async def retry(
     """Queue terminal jobs again; live ones are left as they are, so that repeating it changes
     nothing.
 
-    Parents that live still are waited for again. Attempt numbers keep growing, `expires_at` is dropped. A finished batch runs again with `run` +
-    1.
+    Parents that live still are waited for again. Attempt numbers keep growing, `expires_at` is
+    dropped. A finished batch runs again with `run` + 1.
     """
     asked = list(dict.fromkeys(ids))
 

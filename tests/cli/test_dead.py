@@ -10,8 +10,7 @@ from uuid import UUID
 import anyio
 import anyio.to_thread
 import pytest
-from click.testing import Result
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 from cli.main import app
 from jobs import dispatch

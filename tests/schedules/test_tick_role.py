@@ -9,13 +9,13 @@ from contextlib import contextmanager
 
 import anyio
 import pytest
-from redis.asyncio import Redis
 
 from jobs import dispatch, limits, operations
 from jobs.matching import OperationAction, OperationFilter, Wanted
 from jobs.model import DEFAULT_TENANT, NewJob
 from jobs.operations import Operation
 from runtime.postgres import Pool
+from runtime.redis import Client
 from runtime.settings import Settings
 from schedules import store
 from schedules.model import Every, Overlap, Schedule, ScheduleSpec
@@ -56,7 +56,7 @@ async def every_second(pool: Pool) -> Schedule:
     return schedule
 
 
-async def wake_ups(redis: Redis, count: int) -> None:
+async def wake_ups(redis: Client, count: int) -> None:
     """Return when so many jobs have been announced."""
     with anyio.fail_after(30):
         for _ in range(count):
@@ -75,7 +75,7 @@ async def fires_and_jobs(pool: Pool, schedule: Schedule) -> tuple[int, int]:
 
 
 async def test_schedules_and_callbacks_outlive_a_killed_ticker_and_lost_connections(
-    db: Pool, redis: Redis, settings: Settings
+    db: Pool, redis: Client, settings: Settings
 ) -> None:
     schedule = await every_second(db)
     with tick_process(settings) as first, tick_process(settings) as second:
