@@ -18,6 +18,11 @@ from runtime.errors import EXIT_FAILED, XnaiError
 from runtime.settings import Settings
 
 FREE_BYTES_MIN = 1024**3
+_MARKS = {
+    "ok": "[green]ok[/]      ",
+    "degraded": "[yellow]degraded[/]",
+    "bad": "[red]bad[/]     ",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +33,12 @@ class Finding:
     is_well: bool
     seen: str
     fix: str = ""
+    is_needed: bool = True
+
+    @property
+    def status(self) -> str:
+        """`ok`, `degraded` (everything works, something slower), or `bad`."""
+        return "ok" if self.is_well else "bad" if self.is_needed else "degraded"
 
 
 def doctor(context: typer.Context, *, as_json: AsJson = False) -> None:
@@ -38,20 +49,20 @@ def doctor(context: typer.Context, *, as_json: AsJson = False) -> None:
     findings = list(_examine(settings))
     plan = [asdict(slot) for slot in plan_slots(settings.pools)]
     if as_json:
-        print_json({"findings": [asdict(finding) for finding in findings], "slots": plan})
+        told = [{**asdict(finding), "status": finding.status} for finding in findings]
+        print_json({"findings": told, "slots": plan})
     else:
         _print(findings)
         console.print()
         rows = ((s["pool"], s["number"], ",".join(map(str, s["cpus"]))) for s in plan)
         print_table(("pool", "slot", "cpus"), rows, empty="no pools: set XNAI_POOLS")
-    if not all(finding.is_well for finding in findings):
+    if any(finding.status == "bad" for finding in findings):
         raise typer.Exit(EXIT_FAILED)
 
 
 def _print(findings: list[Finding]) -> None:
     for finding in findings:
-        mark = "[green]ok[/]  " if finding.is_well else "[red]bad[/] "
-        console.print(f"{mark} {finding.check}: {escape(finding.seen)}")
+        console.print(f"{_MARKS[finding.status]} {finding.check}: {escape(finding.seen)}")
         if not finding.is_well and finding.fix:
             console.print(f"     [bold]fix:[/] {escape(finding.fix)}")
 
@@ -69,14 +80,15 @@ def _examine(settings: Settings) -> Iterator[Finding]:
         "redis",
         lambda: _redis(settings),
         "start it with `xnai up`, or set XNAI_REDIS_URL; jobs go on without it, slower",
+        is_needed=False,
     )
 
 
-def _guarded(check: str, look: Callable[[], str], fix: str) -> Finding:
+def _guarded(check: str, look: Callable[[], str], fix: str, *, is_needed: bool = True) -> Finding:
     try:
-        return Finding(check, True, look())
+        return Finding(check, True, look(), is_needed=is_needed)
     except (XnaiError, OSError) as error:
-        return Finding(check, False, str(error), fix)
+        return Finding(check, False, str(error), fix, is_needed)
 
 
 def _python() -> Finding:
