@@ -177,7 +177,7 @@ async def _dry_run(connection: Connection, wanted: Wanted) -> StoredAnswer:
     found = await matching.preview(connection, wanted)
     view = DryRunView(
         action=wanted.action,
-        filter=dict(wanted.filter.as_json()),
+        filter=_filter_view(wanted.filter),
         matched=found.matched,
         at_least=found.at_least,
         sample=list(found.sample),
@@ -242,6 +242,10 @@ async def cancel_operation(
         return operation_view(await operations.stop(connection, principal.tenant_id, operation_id))
 
 
+def _filter_view(chosen: OperationFilter) -> AnyObject:
+    return dict(chosen.as_json()) or {"all": True}
+
+
 def operation_view(operation: Operation) -> OperationView:
     """An operation as clients see it."""
     path = f"/v1/operations/{operation.id}"
@@ -252,7 +256,7 @@ def operation_view(operation: Operation) -> OperationView:
     return OperationView(
         id=operation.id,
         action=operation.action,
-        filter=dict(operation.filter.as_json()),
+        filter=_filter_view(operation.filter),
         actor=operation.actor,
         state=operation.state,
         counts=OperationCountsView(

@@ -74,6 +74,7 @@ async def test_an_operation_is_accepted_followed_and_done(
     # Cancelling what is over changes nothing.
     assert (await client.post(f"{path}/cancel")).json() == after
     other = await start(client, "cancel", all=True)
+    assert other["filter"] == {"all": True}
     assert (await client.post(other["links"]["cancel"])).json()["state"] == "cancelled"
     await work_off(db)
     listed = (await client.get("/v1/operations", params={"limit": 1})).json()
