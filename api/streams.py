@@ -179,9 +179,7 @@ async def tenant_events(
                 except CursorPast:
                     cursor = await events.latest(connection)
                     found = []
-                    yield event(
-                        "reset", cursor, {"detail": "older events were dropped by retention"}
-                    )
+                    yield event("reset", cursor, {"detail": "the events after your place are gone"})
             for item in found:
                 cursor = item.cursor
                 yield event(item.type, item.cursor, _envelope(item))

@@ -108,9 +108,7 @@ class Hub:
     def close(self) -> None:
         """End every wait and stream: the process shuts down."""
         self.is_closing = True
-        for watchers in self._by_id.values():
-            for watcher in watchers:
-                watcher.wake()
+        self._wake_all()
 
     async def run(self) -> None:
         """Listen for ever, and again whenever Redis comes back; owned by the application's task
@@ -118,14 +116,23 @@ class Hub:
         """
         while True:
             try:
-                async for signal in self._live.signals():
-                    self.is_subscribed = True
+                async for signal in self._live.signals(self._subscribed):
                     self._deliver(signal)
             except UNAVAILABLE as error:
                 if self.is_subscribed:
                     log.warning("subscription_lost", error=str(error))
                 self.is_subscribed = False
             await anyio.sleep(RESUBSCRIBE_S)
+
+    def _subscribed(self) -> None:
+        """Wake-ups come from now on; those until now may be missing, so everybody looks once."""
+        self.is_subscribed = True
+        self._wake_all()
+
+    def _wake_all(self) -> None:
+        for watchers in self._by_id.values():
+            for watcher in watchers:
+                watcher.wake()
 
     def _deliver(self, signal: Signal) -> None:
         if signal.touched:

@@ -8,6 +8,7 @@ import asyncpg
 from jobs import cursors
 from jobs.batch_intake import state_of
 from jobs.errors import BatchNotFound
+from jobs.events import assert_reached
 from jobs.lookup import job_from
 from jobs.model import Batch, Counts, Job, TenantId
 from jobs.states import BatchState
@@ -67,12 +68,15 @@ async def results(
     """Terminal jobs of the batch after `cursor`, in the order they became visible; no follow-ups.
 
     Complete once the batch is finished. A job that was retried shows again, further on. Raises
-    BatchNotFound, and ValueError for a cursor that no line gave.
+    BatchNotFound, CursorPast for a cursor of before a restore, and ValueError for one that no line
+    gave.
     """
     xid, job_id = cursors.read_place(cursor)
     rows = await connection.fetch(QUERIES["batch_results"], tenant_id, batch_id, xid, job_id, limit)
     if not rows:
         await state_of(connection, tenant_id, batch_id)
+        if cursor is not None:
+            await assert_reached(connection, cursor, int(xid))
     return [
         ResultLine(cursors.after_place(int(row["xid_text"]), row["id"]), job_from(row))
         for row in rows

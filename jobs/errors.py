@@ -8,7 +8,7 @@ LedgerError
 ├── StateConflict                   the job's state does not allow the verb
 ├── StaleToken                      the attempt is no longer held: its write is refused
 ├── SlotEnded                       the slot was declared dead and must stop
-├── CursorPast                      the cursor points before what retention has kept
+├── CursorPast                      the cursor points to what retention or a restore has taken
 └── IdempotencyMismatch, IdempotencyInFlight
 UnknownKind, InvalidPayload         jobs/kinds.py
 JobError                            what a handler may raise: Retry, Cancel, Fail
@@ -82,7 +82,7 @@ class SlotEnded(LedgerError):
 
 
 class CursorPast(LedgerError):
-    """What followed this cursor was dropped by retention: start again from `latest`."""
+    """What followed this cursor was dropped by retention or lost by a restore: start again."""
 
 
 class IdempotencyMismatch(LedgerError):

@@ -66,8 +66,8 @@ async def after(
     """Events after `cursor` (None: the oldest kept), of transactions before which none is still
     open.
 
-    Raises CursorPast when retention has dropped what followed the cursor, ValueError when it is
-    malformed.
+    Raises CursorPast when retention has dropped what followed the cursor, or when the cursor lies
+    ahead of the database, which was restored since; ValueError when it is malformed.
     """
     place = cursors.read_event_place(cursor)
     if cursor is not None:
@@ -94,9 +94,16 @@ async def latest(connection: Connection) -> str:
 
 
 async def _assert_kept(connection: Connection, cursor: str, xid: int) -> None:
-    dropped = int(await connection.fetchval(QUERIES["events_dropped"]))
-    if xid < dropped:
+    if xid < int(await connection.fetchval(QUERIES["events_dropped"])):
         message = f"events after {cursor} are no longer kept: start again without a cursor"
+        raise CursorPast(message)
+    await assert_reached(connection, cursor, xid)
+
+
+async def assert_reached(connection: Connection, cursor: str, xid: int) -> None:
+    """Raise CursorPast for a place that this database has not come to: it was restored since."""
+    if xid >= int(await connection.fetchval(QUERIES["next_transaction"])):
+        message = f"{cursor} is of a time that this database has lost: start again without a cursor"
         raise CursorPast(message)
 
 

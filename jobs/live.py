@@ -5,7 +5,7 @@ job's tokens lie for a while in a stream of its own, so that a watcher who comes
 misses none.
 """
 
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from uuid import UUID
@@ -158,13 +158,14 @@ class LiveStream:
             entries = await self._redis.xrange(f"{STREAM_PREFIX}{job_id}", min=start)
         return [(key.decode(), int(f[b"attempt"]), f[b"text"].decode()) for key, f in entries]
 
-    async def signals(self) -> AsyncIterator[Signal]:
-        """Every signal from now on, of all tenants; None-free and endless. Raises one of
-        UNAVAILABLE.
+    async def signals(self, subscribed: Callable[[], None]) -> AsyncIterator[Signal]:
+        """Every signal from now on, of all tenants; endless. Raises one of UNAVAILABLE.
 
-        One subscription serves a whole process: the API fans it out to its watchers.
+        Calls `subscribed` when Redis has confirmed the subscription, also a renewed one: whatever
+        happened before was not heard. One subscription serves a whole process: the API fans it out
+        to its watchers.
         """
-        subscription = self._redis.pubsub(ignore_subscribe_messages=True)
+        subscription = self._redis.pubsub()
         async with aclosing(subscription):
             await subscription.subscribe(CHANNEL)
             is_asked = False
@@ -176,6 +177,8 @@ class LiveStream:
                         raise RedisConnectionError("the subscription has fallen silent")
                     await subscription.ping()
                 is_asked = received is None
+                if received is not None and received["type"] == "subscribe":
+                    subscribed()
                 if received is not None and received["type"] == "message":
                     yield _decode(received["data"])
 

@@ -847,6 +847,10 @@ ORDER BY e.xid, e.n LIMIT $4;
 -- name: events_dropped
 SELECT xid::text FROM events_dropped;
 
+-- name: next_transaction
+-- The first that has not begun: no cursor that this database gave lies there or beyond.
+SELECT pg_snapshot_xmax(pg_current_snapshot())::text;
+
 -- name: latest_event
 -- Everything below is readable now, everything that commits later comes after.
 SELECT pg_snapshot_xmin(pg_current_snapshot())::text;

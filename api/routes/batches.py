@@ -104,10 +104,11 @@ async def create_batch(
     """Accept all jobs or none. NDJSON takes one job a line, up to 100,000."""
     with Spool() as spool:
         sent = await _read_batch(request, services, principal, spool)
-        services.backlog.check_all(spool.per_pool, services.owned)
         ready: dict[str, Sequence[UUID]] = {}
 
         async def work(connection: Connection) -> StoredAnswer:
+            # Here, since a repeat is answered as the first time, however full the queue is by now.
+            services.backlog.check_all(spool.per_pool, services.owned)
             batch_id = await batches.create(connection, principal.tenant_id, sent.batch)
             ready.update(await _enqueue(services, connection, principal, batch_id, spool))
             return _created(await batches.get(connection, principal.tenant_id, batch_id))

@@ -74,13 +74,13 @@ async def submit_job(
     new = checker(services.kinds, services.egress, principal).check(job)
     if isinstance(new, list):
         raise invalid_fields(new)
-    services.backlog.check(services.kinds[new.kind].pool, 1, services.owned)
     try:
         if idempotency_key is not None:
             body = await request.body()
             return await _submit_once(
                 services, principal, idempotency_key, new, fingerprint(request, body)
             )
+        _check_backlog(services, new)
         submitted = await services.submissions.submit(principal.tenant_id, new)
     except JobsRefused as error:
         fields = [field_error(r.pointer, r.detail) for r in error.refusals]
@@ -89,12 +89,18 @@ async def submit_job(
     return await settled_response(services, principal, submitted, wait_s)
 
 
+def _check_backlog(services: Services, new: NewJob) -> None:
+    services.backlog.check(services.kinds[new.kind].pool, 1, services.owned)
+
+
 async def _submit_once(
     services: Services, principal: Principal, key: str, new: NewJob, request_hash: bytes
 ) -> Response:
     ready: dict[str, Sequence[UUID]] = {}
 
     async def work(connection: Connection) -> StoredAnswer:
+        # Here, since a repeat is answered as the first time, however full the queue is by now.
+        _check_backlog(services, new)
         (submitted,) = await enqueue(
             connection,
             principal.tenant_id,

@@ -1,14 +1,18 @@
 """/v1/batches row by row of the contract."""
 
 import json
+from collections.abc import AsyncIterator
 from typing import Any
 
+import anyio
 import httpx
 import pytest
 from fastapi import FastAPI
 
 from jobs.outcomes import Failed, Problem
 from runtime.postgres import Pool
+from runtime.settings import Settings
+from tests.api.live_server import running
 from tests.api.slot import PlayedSlot, register
 
 pytestmark = pytest.mark.anyio
@@ -167,6 +171,47 @@ async def test_a_line_that_is_too_long_is_413(client: httpx.AsyncClient, db: Poo
     assert response.status_code == 413
     assert "line 2" in response.json()["detail"]
     assert await db.fetchval("SELECT count(*) FROM jobs") == 0
+
+
+async def test_a_slow_upload_holds_no_connection_and_a_broken_one_leaves_nothing(
+    settings: Settings, db: Pool
+) -> None:
+    """In a process of its own: ASGITransport hands a body over whole."""
+    started, go_on = anyio.Event(), anyio.Event()
+
+    async def body(*, breaks: bool) -> AsyncIterator[bytes]:
+        yield lines(PROBE) * 5000
+        started.set()
+        await go_on.wait()
+        if breaks:
+            raise ConnectionError
+        yield lines(PROBE) * 5000
+
+    async with running(settings) as (url, key):
+        headers = NDJSON | {"Authorization": f"Bearer {key}"}
+        async with httpx.AsyncClient(base_url=url, headers=headers, timeout=60) as client:
+            answers: list[httpx.Response] = []
+
+            async def upload() -> None:
+                answers.append(await client.post("/v1/batches", content=body(breaks=False)))
+
+            with anyio.fail_after(60):
+                async with anyio.create_task_group() as group:
+                    group.start_soon(upload)
+                    await started.wait()
+                    # Others are answered meanwhile, and nothing is open in the database.
+                    assert (await client.get("/v1/jobs")).json()["data"] == []
+                    assert await db.fetchval(_OPEN_TRANSACTIONS) == 0
+                    go_on.set()
+            assert answers[0].json()["counts"]["total"] == 10_000
+            with pytest.raises(ConnectionError):
+                await client.post("/v1/batches", content=body(breaks=True))
+            batches = (await client.get("/v1/batches")).json()["data"]
+            assert [batch["counts"]["total"] for batch in batches] == [10_000]
+
+
+_OPEN_TRANSACTIONS = """SELECT count(*) FROM pg_stat_activity
+    WHERE application_name = 'xnai api' AND xact_start IS NOT NULL AND state <> 'active'"""
 
 
 async def test_an_empty_stream_is_422(client: httpx.AsyncClient) -> None:

@@ -1,6 +1,8 @@
 """/v1/jobs row by row of the contract."""
 
-from collections.abc import Callable
+import functools
+import itertools
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import anyio
@@ -264,6 +266,55 @@ async def test_a_full_queue_is_429_with_a_time_to_come_back(
     assert await db.fetchval("SELECT count(*) FROM jobs") == 3
     batch = await client.post("/v1/batches", json={"jobs": [PROBE]})
     assert batch.status_code == 429
+
+
+async def test_a_repeat_is_answered_as_the_first_time_although_the_queue_is_full(
+    client: httpx.AsyncClient, app: FastAPI
+) -> None:
+    paths = {"/v1/jobs": PROBE, "/v1/batches": {"jobs": [PROBE]}}
+    first = {
+        p: await client.post(p, json=body, headers={"Idempotency-Key": p})
+        for p, body in paths.items()
+    }
+    guard = app.state.services.backlog
+    guard._backlog_max = 1
+    await guard.refresh()
+    for path, body in paths.items():
+        again = await client.post(path, json=body, headers={"Idempotency-Key": path})
+        assert (again.status_code, again.content) == (202, first[path].content)
+        assert (await client.post(path, json=body)).status_code == 429
+
+
+async def test_two_api_processes_make_one_job_of_one_key(
+    client: httpx.AsyncClient, settings: Settings, db: Pool
+) -> None:
+    """Neither an idempotency key nor a unique key knows which process a request came to."""
+    from api.app import create_app
+    from tests.api.conftest import http_client
+
+    other = create_app(settings)
+    async with (
+        other.router.lifespan_context(other),
+        http_client(other, dict(client.headers)) as second,
+    ):
+        clients = itertools.cycle((client, second))
+        headers = {"Idempotency-Key": "k-1"}
+        post = functools.partial(_post, clients, PROBE, headers)
+        answers = await _together(10, post)
+        assert {answer.status_code for answer in answers} == {202}
+        assert len({answer.content for answer in answers}) == 1
+        assert sum("idempotency-replayed" not in answer.headers for answer in answers) == 1
+        unique = {**PROBE, "unique": {"key": "u-1"}}
+        answers = await _together(10, functools.partial(_post, clients, unique, {}))
+        assert sorted(answer.status_code for answer in answers) == [200] * 9 + [202]
+        assert len({answer.json()["id"] for answer in answers}) == 1
+    assert await db.fetchval("SELECT count(*) FROM jobs") == 2
+
+
+async def _post(
+    clients: Iterator[httpx.AsyncClient], body: dict[str, Any], headers: dict[str, str]
+) -> httpx.Response:
+    return await next(clients).post("/v1/jobs", json=body, headers=headers)
 
 
 async def test_without_redis_jobs_are_accepted_and_waited_for(

@@ -95,7 +95,9 @@ def spooled(*jobs: NewJob) -> Spool:
     spool, kinds = Spool(), load_kinds()
     for job in jobs:
         kind, payload = kinds[job.kind], orjson.dumps(job.payload)
-        terms = Terms(kind, job.priority, job.max_attempts, job.timeout_s, job.tags)
+        terms = Terms(
+            kind, job.priority, job.max_attempts, job.timeout_s, job.tags, job.callback_url
+        )
         if replace(terms.as_job(), payload=job.payload, custom_id=job.custom_id) == job:
             spool.add(terms, job.custom_id, payload)
         else:

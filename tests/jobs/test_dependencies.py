@@ -1,13 +1,17 @@
 """`depends_on` and what becomes of children."""
 
 import time
+from uuid import UUID
 
 import anyio
 import pytest
 
 from jobs import ledger
 from jobs.model import DEFAULT_TENANT
+from jobs.outcomes import Ending
+from jobs.results import Ended
 from jobs.states import OnParentFailure, ScheduledReason
+from runtime.postgres import Connection
 from tests.jobs.desk import DONE, HOPELESS, Desk, probe
 
 pytestmark = pytest.mark.anyio
@@ -100,3 +104,54 @@ async def test_a_cancelled_child_does_not_trouble_its_parent(desk: Desk) -> None
     recorded = await desk.end(slot, await desk.claim(slot))
     assert not recorded.ready
     assert await desk.states(parent.id, child.id) == ["succeeded", "cancelled"]
+
+
+async def test_a_thousand_children_of_one_parent_are_queued_by_its_end(desk: Desk) -> None:
+    children = [probe(depends_on=("p",)) for _ in range(1000)]
+    accepted = await desk.enqueue(probe(custom_id="p"), *children)
+    slot = await desk.slot()
+    (parent,) = await desk.claim(slot)
+    recorded = await desk.end(slot, [parent])
+    assert set(recorded.ready["probe"]) == {job.id for job in accepted[1:]}
+    assert len(await desk.claim(slot, 2000)) == 1000
+
+
+_BLOCKED = "SELECT cardinality(pg_blocking_pids($1)) > 0"
+
+
+async def _until_blocked(desk: Desk, pid: int) -> None:
+    """Return once the backend waits for a lock."""
+    async with desk.pool.acquire() as connection:
+        while not await connection.fetchval(_BLOCKED, pid):  # noqa: ASYNC110 - only Postgres knows
+            await anyio.sleep(0.005)
+
+
+@pytest.mark.parametrize("ending", [DONE, HOPELESS], ids=["succeeds", "fails"])
+async def test_a_parent_that_ends_while_its_child_is_enqueued_is_not_missed(
+    desk: Desk, ending: Ending
+) -> None:
+    """Whoever locks the parent first, the other one waits and then sees what it did."""
+    parents = await desk.enqueue(probe(), probe())
+    slot = await desk.slot()
+    claimed = {job.id: job for job in await desk.claim(slot)}
+    children: list[UUID] = []
+
+    async def enqueue(connection: Connection, parent: UUID) -> None:
+        child = probe(depends_on=(str(parent),), on_parent_failure=OnParentFailure.FAIL)
+        (job,) = await ledger.enqueue(connection, DEFAULT_TENANT, [child], kinds=desk.kinds)
+        children.append(job.id)
+
+    async def end(connection: Connection, parent: UUID) -> None:
+        ended = [Ended(claimed[parent], ending, 0.1)]
+        await ledger.record(connection, slot, ended, kinds=desk.kinds, rng=desk.rng)
+
+    for (first, second), parent in zip(((enqueue, end), (end, enqueue)), parents, strict=True):
+        async with desk.pool.acquire() as one, desk.pool.acquire() as other:
+            pid = await other.fetchval("SELECT pg_backend_pid()")
+            with anyio.fail_after(20):
+                async with anyio.create_task_group() as tasks, one.transaction():
+                    await first(one, parent.id)
+                    tasks.start_soon(second, other, parent.id)
+                    await _until_blocked(desk, pid)
+    wanted = "queued" if ending is DONE else "failed"
+    assert await desk.states(*children) == [wanted, wanted]

@@ -2,7 +2,7 @@
 
 import pytest
 
-from jobs import events
+from jobs import batches, events
 from jobs.errors import CursorPast
 from jobs.events import Event, EventScope, NewEvent
 from jobs.model import DEFAULT_TENANT, TenantId
@@ -94,3 +94,31 @@ async def test_a_cursor_from_before_what_is_kept_is_told_so(desk: Desk) -> None:
 async def test_a_malformed_cursor_is_a_value_error(desk: Desk, cursor: str) -> None:
     with pytest.raises(ValueError, match="no cursor"):
         await _after(desk, cursor)
+
+
+async def test_a_cursor_of_before_a_restore_is_past(desk: Desk) -> None:
+    """The database has not come to that transaction: nothing would follow it for a long time."""
+    await desk.enqueue(probe())
+    slot = await desk.slot()
+    await desk.end(slot, await desk.claim(slot))
+    last = (await _after(desk, None))[-1].cursor
+    assert await _after(desk, last) == []
+    ahead = f"{int(last.split('-')[0], 16) + 1_000_000:x}-1-0"
+    with pytest.raises(CursorPast, match="lost"):
+        await _after(desk, ahead)
+
+
+async def test_a_cursor_of_results_from_before_a_restore_is_past(desk: Desk) -> None:
+    async with desk.pool.acquire() as connection:
+        batch_id = await batches.create(connection, DEFAULT_TENANT, batches.NewBatch())
+    await desk.enqueue(probe(), batch_id=batch_id)
+    slot = await desk.slot()
+    await desk.end(slot, await desk.claim(slot))
+    async with desk.pool.acquire() as connection:
+        (line,) = await batches.results(connection, DEFAULT_TENANT, batch_id)
+        follow = await batches.results(connection, DEFAULT_TENANT, batch_id, cursor=line.cursor)
+        assert follow == []
+        xid, _, job_id = line.cursor.partition("-")
+        ahead = f"{int(xid, 16) + 1_000_000:x}-{job_id}"
+        with pytest.raises(CursorPast):
+            await batches.results(connection, DEFAULT_TENANT, batch_id, cursor=ahead)
