@@ -80,7 +80,6 @@ class LedgerMachine(RuleBasedStateMachine):
         self.slots: list[SlotId] = []
         self.died: dict[SlotId, datetime] = {}
         self.sizes: dict[UUID, int] = {}
-        self.parts: set[tuple[UUID, str]] = set()
         self.rng = random.Random(0)
 
     @initialize()
@@ -164,12 +163,11 @@ class LedgerMachine(RuleBasedStateMachine):
         answers = self.model.enqueue(list(zip(asked, ids, strict=True)), batch_id)
         self.model.fill()
         self.tell(f"enqueue {', '.join(map(_told, asked))} → {self.named(ids)}")
-        new = [job.id for job in accepted if not job.deduplicated]
         self.agree("who answers for each job", answers, ids)
-        for wish, job_id in zip(asked, ids, strict=True):
-            if job_id in new:
-                parents = (*wish.parents, *(by_number[number] for number in wish.siblings))
-                self.note(accepted=[seen.AcceptedJob(job_id, self.now, None, parents)])
+        new = [pair for pair in zip(asked, accepted, strict=True) if not pair[1].deduplicated]
+        for wish, job in new:
+            parents = (*wish.parents, *(by_number[number] for number in wish.siblings))
+            self.note(accepted=[seen.AcceptedJob(job.id, self.now, None, parents)])
         if batch_id is not None:
             self.sizes[batch_id] = self.sizes.get(batch_id, 0) + len(new)
         self.compare()
@@ -207,28 +205,22 @@ class LedgerMachine(RuleBasedStateMachine):
         self.note(accepted=[seen.AcceptedJob(found.id, self.now, key)])
 
     @precondition(lambda self: self.open_batches())
-    @rule(wish=wishes(), pick=picks, part=st.sampled_from("pq"))
-    def append(self, wish: Wish, pick: int, part: str) -> None:
+    @rule(wish=wishes(), pick=picks)
+    def append(self, wish: Wish, pick: int) -> None:
         self.passed()
         batch_id = self.open_batches()[pick % len(self.open_batches())]
         numbered = self.numbered(wish)
-        done = self.world.do(
-            lambda connection: batches.append(
+        accepted = self.world.do(
+            lambda connection: ledger.enqueue(
                 connection,
                 DEFAULT_TENANT,
-                batch_id,
                 self.jobs_of([numbered]),
-                part_key=part,
-                request_hash=b"same",
                 kinds=KINDS,
+                batch_id=batch_id,
                 now=self.now,
             )
         )
-        is_known = (batch_id, part) in self.parts
-        assert done.replayed == is_known, self.told(f"part {part} replayed: {done.replayed}")
-        self.parts.add((batch_id, part))
-        if not done.replayed:
-            self.taken([numbered], done.accepted, batch_id)
+        self.taken([numbered], accepted, batch_id)
 
     def open_batches(self) -> list[UUID]:
         """Batches that take more jobs."""
