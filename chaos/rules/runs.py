@@ -92,16 +92,10 @@ def _attempts(effects: list[Effect]) -> set[int]:
 
 
 def parents_end_first(facts: Facts) -> Iterator[Violation]:
-    """A job does not begin before each parent has ended once.
-
-    One that had ended by itself, cancelled because of another parent, and was retried waits for
-    nobody any more.
-    """
+    """A job does not begin before each parent has ended once, a retried one no sooner."""
     for accepted in facts.log.accepted:
         runs = facts.runs[accepted.id]
-        if not runs or any(event.at < runs[0].began_at for event in facts.ends[accepted.id]):
-            continue
-        for parent in accepted.depends_on:
+        for parent in accepted.depends_on if runs else ():
             ends = [event.at for event in facts.ends[parent]]
             if not ends or runs[0].began_at < min(ends):
                 when = f"at {min(ends)}" if ends else "not yet"
