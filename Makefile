@@ -49,7 +49,7 @@ lock: setup  ## resolve the dependencies anew and write the requirements*.txt lo
 
 bench: bench-queue  ## all benchmarks
 
-bench-queue: setup-dev  ## our queue beside its peers on the same servers; ARGS="--quick" takes two minutes
+bench-queue: setup  ## our queue beside its peers on the same servers; ARGS="--quick" takes two minutes
 	@$(BIN)/python -m bench.queue $(ARGS)
 
 hooks: setup-dev  ## install the pre-commit hooks into this checkout

@@ -18,7 +18,7 @@ from bench.bed import Bed, BenchError, open_bed
 from bench.measure import QUERIES
 from bench.results import Book, Result
 from bench.systems import OURS, PEERS, System
-from cli.trial import TrialError
+from cli import trial
 
 # What --quick leaves out of a repetition, and how many there are.
 QUICK_SCALE = 0.2
@@ -45,6 +45,7 @@ class Step:
 
 def main() -> None:
     """Measure, print the table, write the files."""
+    trial.end_cleanly_on_sigterm()
     plan = _plan(sys.argv[1:])
     for system in plan.systems:
         if system is not OURS:
@@ -88,7 +89,7 @@ async def _run(plan: Plan) -> list[str]:
                 title = f"{repetition + 1}/{plan.repetitions} {step.name}"
                 try:
                     results = await step.measure(bed)
-                except (BenchError, TrialError) as error:
+                except (BenchError, trial.TrialError) as error:
                     failures.append(f"{title}: {error}")
                     sys.stdout.write(f"FAILED {failures[-1]}\n")
                 else:

@@ -75,6 +75,7 @@ def bench(*, jobs: Jobs = 20_000, as_json: AsJson = False) -> None:
 
     On servers of its own, in a folder that is removed at the end.
     """
+    trial.end_cleanly_on_sigterm()
     with meter("starting servers", quiet=as_json) as progress:
         found = anyio.run(_measure, jobs, progress)
     if as_json:

@@ -45,6 +45,11 @@ class TrialError(XnaiError):
     """A measurement could not be made, or the ledger is not what it must be after it."""
 
 
+def end_cleanly_on_sigterm() -> None:
+    """Let SIGTERM end a measurement as Ctrl-C does, so that no server outlives it."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+
 @asynccontextmanager
 async def throwaway_servers() -> AsyncIterator[EmbeddedServers]:
     """PostgreSQL and Valkey on free ports, with fsync, gone with their folder at the end."""
