@@ -27,7 +27,9 @@ from runtime.redis import Client, RedisAwayError
 # However deep the backlog, at most this many wake-ups of a pool lie in Redis.
 RUNWAY = 64
 IDS_PER_MESSAGE_MAX = 16
-MESSAGE_TTL_MS = 60_000
+# Hints age fast: whoever is woken later claims without them. Their keys are what a deep backlog
+# would otherwise leave in Redis.
+MESSAGE_TTL_MS = 5_000
 
 _REASON_MAX = 300
 
