@@ -20,8 +20,10 @@ from bench.results import Book, Result
 from bench.systems import OURS, PEERS, System
 from cli import trial
 
-# What --quick leaves out of a repetition, and how many there are.
 QUICK_SCALE = 0.2
+QUICK_PARTS = ("enqueue", "drain", "latency")
+# They wait or count, which no drift of the machine changes: once is enough.
+ONCE = frozenset({"rescue", "flush", "shutdown"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,14 +64,14 @@ def _plan(arguments: Sequence[str]) -> Plan:
     parser.add_argument(
         "--scale", type=float, default=1.0, help="share of the jobs and seconds of a measurement"
     )
-    parser.add_argument("--quick", action="store_true", help="two minutes: short, once")
+    parser.add_argument("--quick", action="store_true", help="two minutes: the speeds, short, once")
     parser.add_argument(
         "--continue", action="store_true", dest="continues", help="add to the last run's results"
     )
     chosen = parser.parse_args(arguments)
     wanted = chosen.system or names
     return Plan(
-        tuple(chosen.part or PARTS),
+        tuple(chosen.part or (QUICK_PARTS if chosen.quick else PARTS)),
         tuple(system for system in (OURS, *PEERS) if system.name in wanted),
         1 if chosen.quick else chosen.repeat,
         QUICK_SCALE if chosen.quick else chosen.scale,
@@ -84,7 +86,7 @@ async def _run(plan: Plan) -> list[str]:
     async with open_bed() as bed:
         await _describe(bed)
         for repetition in range(plan.repetitions):
-            for step in _steps(plan):
+            for step in _steps(plan, repetition):
                 began = time.monotonic()
                 title = f"{repetition + 1}/{plan.repetitions} {step.name}"
                 try:
@@ -100,10 +102,11 @@ async def _run(plan: Plan) -> list[str]:
     return failures
 
 
-def _steps(plan: Plan) -> Iterator[Step]:
+def _steps(plan: Plan, repetition: int) -> Iterator[Step]:
     """One repetition: each part over all systems, before the next part."""
     for part in plan.parts:
-        yield from PARTS[part](plan)
+        if repetition == 0 or part not in ONCE:
+            yield from PARTS[part](plan)
 
 
 def _for_each(measure: Callable[..., Awaitable[list[Result]]], plan: Plan) -> Iterator[Step]:
