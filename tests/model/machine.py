@@ -4,121 +4,40 @@ The machine owns the clock: a millisecond a step, more when time is what is test
 disagrees fails with the story so far, in which jobs are j1, j2, … and slots s1, s2, ….
 """
 
-import random
 from collections.abc import Sequence
-from dataclasses import asdict, replace
-from datetime import UTC, datetime, timedelta
-from typing import ClassVar
+from dataclasses import replace
+from datetime import datetime, timedelta
 from uuid import UUID
 
 import pytest
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
+from hypothesis.stateful import initialize, precondition, rule
 
 from chaos import history as seen
-from chaos.checker import check, report
-from chaos.collect import collect
 from jobs import batches, idempotency, ledger, limits, pools, slots
 from jobs.batches import NewBatch
 from jobs.errors import IdempotencyMismatch, SlotEnded, StateConflict
 from jobs.idempotency import StoredAnswer
-from jobs.model import DEFAULT_TENANT, Accepted, ClaimedJob, NewJob, SlotId, Unique
-from jobs.outcomes import Cancelled, Completed, Ending, Failed, Problem, Released
+from jobs.model import DEFAULT_TENANT, Accepted, ClaimedJob, SlotId
 from jobs.results import Ended
-from jobs.states import BatchState, OnParentFailure
+from jobs.states import BatchState
 from runtime.postgres import Connection
-from tests.model.reference import EndedAttempt, EndingName, Model, ModelBatch, Until, Wish
-from tests.model.world import KIND, KINDS, POOL, World
+from tests.model.reference import EndedAttempt, EndingName, ModelBatch, Wish
+from tests.model.wishes import AFTER_S, ENDINGS, KEYS, ending_of, told, wishes
+from tests.model.witness import Witness
+from tests.model.world import KIND, KINDS, POOL
 
-START = datetime(2026, 6, 1, tzinfo=UTC)
-KEYS = ("k1", "k2")
-UNTIL: tuple[Until, ...] = ("started", "finished", "time")
-ENDINGS: tuple[EndingName, ...] = ("succeed", "succeed", "retry", "fail", "cancel", "release")
-CHECK_EVERY = 12
+_NOBODY = UUID(int=0)
 
 picks = st.integers(0, 60)
 
 
-@st.composite
-def wishes(draw: st.DrawFn, *, plain: bool = False) -> Wish:
-    """A job without its number and its parents; most have nothing special."""
-    special = draw(st.integers(0, 9))
-    wish = Wish(
-        0, priority=draw(st.sampled_from((4, 4, 0, 9))), max_attempts=draw(st.integers(1, 3))
-    )
-    if special in {0, 8}:
-        wish = replace(wish, key=draw(st.sampled_from(KEYS)))
-    if special in {1, 8}:
-        until = draw(st.sampled_from(UNTIL))
-        seconds = 30.0 if until == "time" else None
-        wish = replace(wish, unique=(draw(st.sampled_from("uv")), until), unique_s=seconds)
-    if special in {2, 9}:
-        wish = replace(wish, delay_s=draw(st.sampled_from((0.0, 5.0, 60.0))))
-    if special in {3, 9} and not plain:
-        wish = replace(wish, policy=draw(st.sampled_from(OnParentFailure)))
-    if special == 4:
-        wish = replace(wish, expires_s=draw(st.sampled_from((5.0, 60.0))))
-    return replace(wish, callback=special == 5)
-
-
-class LedgerMachine(RuleBasedStateMachine):
+class LedgerMachine(Witness):
     """The life of a few jobs in the hands of a few slots."""
-
-    world: ClassVar[World]
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.world.reset()
-        self.model = Model(START)
-        self.log = seen.ClientLog()
-        self.story: list[str] = []
-        self.names: dict[UUID, str] = {}
-        self.numbers = 0
-        self.steps = 0
-        self.held: dict[UUID, ClaimedJob] = {}
-        self.zombies: list[ClaimedJob] = []
-        self.slots: list[SlotId] = []
-        self.died: dict[SlotId, datetime] = {}
-        self.sizes: dict[UUID, int] = {}
-        self.rng = random.Random(0)
 
     @initialize()
     def slots_start(self) -> None:
         self.slots = [self.world.slot(), self.world.slot()]
-
-    # What the machine knows
-
-    @property
-    def now(self) -> datetime:
-        return self.model.now
-
-    def note(self, **found: Sequence[object]) -> None:
-        added = {name: (*getattr(self.log, name), *items) for name, items in found.items()}
-        self.log = replace(self.log, **added)  # type: ignore[arg-type]  # fields by name
-
-    def tell(self, line: str) -> None:
-        self.story.append(f"{(self.now - START).total_seconds():9.3f} s  {line}")
-
-    def named(self, ids: Sequence[UUID]) -> str:
-        return " ".join(self.names.setdefault(one, f"j{len(self.names) + 1}") for one in ids)
-
-    def some(self, wanted: Sequence[int]) -> list[UUID]:
-        """Known jobs by picks."""
-        known = sorted(self.model.jobs)
-        return [known[pick % len(known)] for pick in wanted] if known else []
-
-    def slot_of(self, pick: int) -> SlotId:
-        return self.slots[pick % len(self.slots)]
-
-    def numbered(self, wish: Wish) -> Wish:
-        self.numbers += 1
-        return replace(wish, number=self.numbers)
-
-    def jobs_of(self, asked: Sequence[Wish]) -> list[NewJob]:
-        return [_new_job(wish, self.now) for wish in asked]
-
-    def passed(self, seconds: float = 0.001) -> None:
-        self.model.now += timedelta(seconds=seconds)
 
     # How jobs come in
 
@@ -153,24 +72,6 @@ class LedgerMachine(RuleBasedStateMachine):
             state = BatchState.OPEN if batch == "open" else BatchState.RUNNING
             self.model.batches[batch_id] = ModelBatch(state)
         self.taken(full, accepted, batch_id)
-
-    def taken(
-        self, asked: Sequence[Wish], accepted: Sequence[Accepted], batch_id: UUID | None
-    ) -> None:
-        """Tell the model, note the answers, compare."""
-        ids = [job.id for job in accepted]
-        by_number = {wish.number: job_id for wish, job_id in zip(asked, ids, strict=True)}
-        answers = self.model.enqueue(list(zip(asked, ids, strict=True)), batch_id)
-        self.model.fill()
-        self.tell(f"enqueue {', '.join(map(_told, asked))} → {self.named(ids)}")
-        self.agree("who answers for each job", answers, ids)
-        new = [pair for pair in zip(asked, accepted, strict=True) if not pair[1].deduplicated]
-        for wish, job in new:
-            parents = (*wish.parents, *(by_number[number] for number in wish.siblings))
-            self.note(accepted=[seen.AcceptedJob(job.id, self.now, None, parents)])
-        if batch_id is not None:
-            self.sizes[batch_id] = self.sizes.get(batch_id, 0) + len(new)
-        self.compare()
 
     @rule(wish=wishes(plain=True), key=st.sampled_from("ab"), body=st.sampled_from("xxxy"))
     def submit_idempotently(self, wish: Wish, key: str, body: str) -> None:
@@ -277,7 +178,7 @@ class LedgerMachine(RuleBasedStateMachine):
         follow_ups = [self.numbered(wish) for wish in created]
         first = next((job.id for job, ending in ended if ending == "succeed"), None)
         made = {job.id: follow_ups if job.id == first else [] for job, _ in ended}
-        endings = [Ended(job, _ending(name, self.jobs_of(made[job.id]))) for job, name in ended]
+        endings = [Ended(job, ending_of(name, self.jobs_of(made[job.id]))) for job, name in ended]
         done = self.world.do(
             lambda connection: ledger.record(
                 connection, slot, endings, kinds=KINDS, rng=self.rng, now=self.now
@@ -285,7 +186,7 @@ class LedgerMachine(RuleBasedStateMachine):
         )
         story = ", ".join(f"{self.named([job.id])} {name}" for job, name in ended)
         if follow_ups and first is not None:
-            story += f" (creating {', '.join(map(_told, follow_ups))})"
+            story += f" (creating {', '.join(map(told, follow_ups))})"
         self.tell(f"s{slot} records {story}")
         self.agree("nobody is stale", frozenset(), done.stale)
         self.let_go([job for job, _ in ended])
@@ -294,7 +195,7 @@ class LedgerMachine(RuleBasedStateMachine):
             EndedAttempt(
                 job.id,
                 name,
-                _AFTER_S,
+                AFTER_S,
                 tuple((wish, ids.get(wish.number, _NOBODY)) for wish in made[job.id]),
             )
             for job, name in ended
@@ -320,7 +221,7 @@ class LedgerMachine(RuleBasedStateMachine):
         """A zombie, or a repeated call: whatever it says, nothing happens."""
         self.passed()
         job = self.zombies[pick % len(self.zombies)]
-        ended = Ended(job, _ending(ending, self.jobs_of([self.numbered(wish)])))
+        ended = Ended(job, ending_of(ending, self.jobs_of([self.numbered(wish)])))
         done = self.world.do(
             lambda connection: ledger.record(
                 connection, job.slot_id, [ended], kinds=KINDS, rng=self.rng, now=self.now
@@ -488,84 +389,3 @@ class LedgerMachine(RuleBasedStateMachine):
         self.tell(f"{len(done)} batches finish")
         self.agree("what an audit gives out", {}, ready)
         self.compare()
-
-    # What must hold
-
-    def compare(self) -> None:
-        """Every job and batch is where the reference says."""
-        found, _ = self.world.seen()
-        expected = self.model.seen()
-        for job_id in expected.keys() | found.keys():
-            name = self.named([job_id])
-            self.agree(f"{name} is", expected.get(job_id), found.get(job_id))
-        for batch_id, state in self.world.batches().items():
-            batch = self.model.batches[batch_id]
-            self.agree("a batch is", (batch.state, batch.run), state)
-        self.steps += 1
-        if self.steps % CHECK_EVERY == 0:
-            self.judge()
-
-    def judge(self) -> None:
-        """The shared checker finds nothing."""
-        sizes = [seen.AcceptedBatch(one, self.now, size) for one, size in self.sizes.items()]
-        log = replace(self.log, batches=tuple(sizes))
-        history = self.world.do(lambda connection: collect(connection, log))
-        # The ledger stamps a death with the server's clock; the machine has its own.
-        history = replace(history, slots={slot: self.died.get(slot) for slot in history.slots})
-        violations = check(history)
-        assert not violations, self.told(report(violations))
-
-    def teardown(self) -> None:
-        self.judge()
-
-    def agree(self, what: str, expected: object, found: object) -> None:
-        assert expected == found, self.told(f"{what}: expected {expected}, found {found}")
-
-    def told(self, end: str) -> str:
-        names = ", ".join(f"{name} = {one}" for one, name in self.names.items())
-        return "\n".join([end, "The story:", *self.story, names])
-
-
-_AFTER_S = 20.0
-_NOBODY = UUID(int=0)
-
-
-def _new_job(wish: Wish, now: datetime) -> NewJob:
-    until = None if wish.unique is None else Unique(*wish.unique, wish.unique_s)
-    expires_at = None if wish.expires_s is None else now + timedelta(seconds=wish.expires_s)
-    siblings = (f"c{number}" for number in wish.siblings)
-    return NewJob(
-        KIND,
-        {"echo": wish.number},
-        priority=wish.priority,
-        delay_s=wish.delay_s,
-        expires_at=expires_at,
-        max_attempts=wish.max_attempts,
-        unique=until,
-        concurrency_key=wish.key,
-        depends_on=(*map(str, wish.parents), *siblings),
-        on_parent_failure=wish.policy,
-        custom_id=f"c{wish.number}",
-        callback_url="https://example.org/" if wish.callback else None,
-    )
-
-
-def _told(wish: Wish) -> str:
-    """Only what is special about it."""
-    plain = asdict(Wish(wish.number))
-    special = {name: value for name, value in asdict(wish).items() if value != plain[name]}
-    return f"#{wish.number}" + "".join(f" {name}={value}" for name, value in special.items())
-
-
-def _ending(name: EndingName, follow_ups: Sequence[NewJob]) -> Ending:
-    match name:
-        case "succeed":
-            return Completed(None, tuple(follow_ups))
-        case "retry":
-            return Failed(Problem("again", "it broke", after_s=_AFTER_S))
-        case "fail":
-            return Failed(Problem("never", "it cannot work", retryable=False))
-        case "cancel":
-            return Cancelled("by itself")
-        case "release":
-            return Released("given back")
