@@ -33,7 +33,7 @@ async def succeeded(scene: Scene) -> int:
 
 
 async def test_shutdowns_under_full_load_keep_the_grace_period_and_fail_nothing(
-    scene: Scene, start_work: StartWork, record_property: Callable[[str, object], None]
+    scene: Scene, start_work: StartWork, record_testsuite_property: Callable[[str, object], None]
 ) -> None:
     environment = scene.environment | {"XNAI_POOLS": "probe=2x1", "XNAI_GRACE_S": str(GRACE_S)}
     ids = await scene.submit(*(probe(sleep_s=600.0) for _ in range(LONG)))
@@ -51,7 +51,7 @@ async def test_shutdowns_under_full_load_keep_the_grace_period_and_fail_nothing(
         # What outlasts the grace period is given back at its end.
         with anyio.fail_after(GRACE_S + MARGIN_S):
             assert await anyio.to_thread.run_sync(supervisor.wait) == 0
-        record_property("shutdown_s", round(time.monotonic() - told_at, 2))
+        record_testsuite_property("shutdown_s", round(time.monotonic() - told_at, 2))
     assert {job.state for job in await scene.ended(ids, *JobState)} <= KEPT
     async with scene.db.acquire() as connection:
         assert await connection.fetchval("SELECT count(*) FROM history WHERE state = 'failed'") == 0
