@@ -14,9 +14,9 @@ WITH live AS (
     WHERE id = ANY($1::bigint[]) AND ended_at IS NULL
     RETURNING id
 ), asked AS (
-    SELECT slot_id, job_id FROM held
-    WHERE slot_id = ANY($1::bigint[])
-    AND EXISTS (SELECT 1 FROM jobs WHERE id = held.job_id AND cancel_requested_at IS NOT NULL)
+    SELECT h.slot_id, h.job_id FROM held AS h
+    CROSS JOIN LATERAL (SELECT cancel_requested_at FROM jobs WHERE id = h.job_id OFFSET 0) AS j
+    WHERE h.slot_id = ANY($1::bigint[]) AND j.cancel_requested_at IS NOT NULL
 )
 SELECT live.id, array_remove(array_agg(asked.job_id), NULL) AS cancels
 FROM live LEFT JOIN asked ON asked.slot_id = live.id GROUP BY live.id;
@@ -56,17 +56,23 @@ AND s.id = ANY(ARRAY(SELECT DISTINCT slot_id FROM held));
 SELECT end_reason FROM slots WHERE id = $1 AND ended_at IS NOT NULL;
 
 -- name: held_by_slot
+WITH page AS MATERIALIZED (
+    SELECT * FROM held WHERE slot_id = $1 AND job_id > $2 ORDER BY job_id LIMIT $3
+)
 SELECT h.job_id, h.token, h.attempt, h.claimed_at, h.tenant_id, h.batch_id, j.kind, j.pool, j.max_attempts, j.failures,
     j.losses, j.parent_id, j.lineage, j.cancel_requested_at IS NOT NULL AS is_cancelled
-FROM held AS h JOIN jobs AS j ON j.id = h.job_id WHERE h.slot_id = $1 AND h.job_id > $2 ORDER BY h.job_id LIMIT $3;
+FROM page AS h CROSS JOIN LATERAL (SELECT * FROM jobs WHERE id = h.job_id OFFSET 0) AS j ORDER BY h.job_id;
 
 -- name: to_sweep
--- What is there to do? One look at the head of each index, so that an idle stack costs one statement a sweep.
+-- What is there to do? One look at the head of each index, so that an idle stack costs one statement a sweep. The
+-- orders name the indexes: EXISTS would read a whole table for the one row that a bad estimate promises.
 SELECT
     coalesce((SELECT expires_at FROM jobs WHERE expires_at IS NOT NULL ORDER BY expires_at LIMIT 1)
         <= clock_timestamp(), false) AS expired,
     coalesce((SELECT run_at FROM parked WHERE reason IN ('delayed', 'backoff') ORDER BY run_at LIMIT 1)
         <= clock_timestamp(), false) AS due,
-    EXISTS (SELECT 1 FROM batches WHERE state = 'running') AS batches,
-    EXISTS (SELECT 1 FROM limits) OR EXISTS (SELECT 1 FROM parked WHERE reason = 'limit') AS limits,
-    EXISTS (SELECT 1 FROM ready) AS ready;
+    (SELECT id FROM batches WHERE state = 'running' ORDER BY id LIMIT 1) IS NOT NULL AS batches,
+    (SELECT key FROM limits ORDER BY tenant_id, key LIMIT 1) IS NOT NULL
+        OR (SELECT job_id FROM parked WHERE reason = 'limit' ORDER BY tenant_id, concurrency_key, sort_at LIMIT 1)
+            IS NOT NULL AS limits,
+    (SELECT job_id FROM ready ORDER BY pool, sort_at, job_id LIMIT 1) IS NOT NULL AS ready;

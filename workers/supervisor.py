@@ -9,7 +9,8 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
 from uuid import UUID
 
 import anyio
@@ -153,13 +154,10 @@ class Supervisor:
         """Declare a slot dead and put its jobs back, however long Postgres takes to answer."""
         reason = slot.ended_for or slot.recycled_for or f"exit {slot.process.returncode}"
         started = slot.board.read()
-        rescued = None
-        while rescued is None:
-            try:
-                rescued = await self._rescue(slot, reason, started)
-            except _POSTPONED as error:
-                log.warning("rescue_waits", slot_id=slot.slot_id, error=str(error))
-                await anyio.sleep(self._settings.poll_s)
+        was_live = await self._until_answered(partial(self._declare_dead, slot, reason))
+        rescued = await self._until_answered(
+            partial(self._rescue, slot, started, was_live=was_live)
+        )
         del self._slots[slot.slot_id]
         log.info("slot_ended", slot_id=slot.slot_id, reason=reason, rescued=rescued.total)
         metrics.JOBS_RESCUED.inc(rescued.total)
@@ -174,12 +172,26 @@ class Supervisor:
             slot.close()
         await dispatch.announce(self._redis, rescued.ready)
 
-    async def _rescue(self, slot: SlotProcess, reason: str, started: Sequence[Started]) -> Rescued:
+    async def _until_answered[T](self, ask: Callable[[], Awaitable[T]]) -> T:
+        while True:
+            try:
+                return await ask()
+            except _POSTPONED as error:
+                log.warning("rescue_waits", error=str(error))
+                await anyio.sleep(self._settings.poll_s)
+
+    async def _declare_dead(self, slot: SlotProcess, reason: str) -> bool:
+        """Declare it; False when somebody else did before."""
         async with self._postgres.acquire() as connection:
             was_live = await slots.end(connection, slot.slot_id, reason)
             if slot.is_abandoned:
                 # Stopped in the middle of a transaction, it would keep its jobs from their rescue.
                 await slots.close_connections(connection, slot.slot_id)
+        return was_live
+
+    async def _rescue(
+        self, slot: SlotProcess, started: Sequence[Started], *, was_live: bool
+    ) -> Rescued:
         suspects = [job.job_id for job in started] if was_live and _died_by_itself(slot) else []
         return await slots.rescue(
             self._postgres,
@@ -243,7 +255,7 @@ class Supervisor:
             await anyio.sleep(WATCH_BUSY_S if is_busy else WATCH_IDLE_S)
 
     def _look_at(self, slot: SlotProcess, now: float) -> None:
-        if slot.is_abandoned:
+        if slot.is_abandoned or slot.process.returncode is not None:
             return
         slot.look(now)
         if is_lost(slot, now):
@@ -254,10 +266,9 @@ class Supervisor:
             slot.recycle(worn)
 
     def _may_recycle(self, slot: SlotProcess) -> bool:
-        """One slot of a pool at a time, and only while the others are at work."""
+        """One slot of a pool at a time: only while all of them are at work."""
         pool = [other for other in self._slots.values() if other.plan.pool == slot.plan.pool]
-        others_work = all(other.state is slots.SlotState.LIVE for other in pool)
-        return others_work and slot.plan not in self._not_ready
+        return all(other.state is slots.SlotState.LIVE for other in pool)
 
     # -- stopping
 
