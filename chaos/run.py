@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from uuid import UUID
 
 import anyio
 import httpx
@@ -31,6 +32,7 @@ from webhooks.sign import Secret
 # Of the minutes that a run may take: how much of them the load and the faults have.
 WINDOW_SHARE = 0.5
 SETTLE_MIN_S = 45.0
+UNFINISHED_SHOWN = 5
 READY_TIMEOUT_S = 60.0
 _POLL_S = 0.2
 
@@ -119,6 +121,7 @@ class _Run:
         self._receiver = receiver
         self._say = say
         self._log = Log()
+        self._unfinished: dict[UUID, str] = {}
         self._ends_at = anyio.current_time() + order.minutes * 60
 
     async def run(self) -> Outcome:
@@ -186,6 +189,9 @@ class _Run:
                     if await _is_settled(connection):
                         return anyio.current_time() - began
                     await anyio.sleep(_POLL_S)
+        async with self._stack.database() as connection:
+            rows = await connection.fetch(QUERIES["unfinished"])
+        self._unfinished = {row["id"]: row["what"] for row in rows}
         return None
 
     async def _recovered(self, http: httpx.AsyncClient, fault_free: tuple[float, ...]) -> Rates:
@@ -235,8 +241,9 @@ class _Run:
             for one in self._log.refusals
         ]
         if measured.settled_in_s is None:
-            detail = "jobs or callbacks were still to be done when the time was over"
-            found.append(Violation("unfinished", detail))
+            shown = "; ".join(list(self._unfinished.values())[:UNFINISHED_SHOWN])
+            detail = f"{len(self._unfinished)} things were still to be done: {shown}"
+            found.append(Violation("unfinished", detail, tuple(self._unfinished)))
         if not measured.rates.is_recovered:
             share = measured.rates.share or 0.0
             found.append(Violation("slower", f"{share:.0%} of the fault-free rate came back"))

@@ -22,6 +22,16 @@ SELECT (SELECT count(*) FROM jobs) AS live,
     (SELECT count(*) FROM batches WHERE state = 'running') AS batches,
     (SELECT count(*) FROM outbox WHERE due_at < clock_timestamp() + interval '10 seconds') AS callbacks;
 
+-- name: unfinished
+-- What was still to be done when the time was over, a line each.
+SELECT id, kind || ' job ' || state || coalesce(' (' || state_reason || ')', '') || ', attempt ' || attempt
+    || coalesce(', slot ' || slot_id, '') AS what
+FROM live_jobs
+UNION ALL
+SELECT id, type || ' callback due at ' || due_at || ', attempt ' || attempt FROM outbox
+UNION ALL
+SELECT id, 'running batch' FROM batches WHERE state = 'running';
+
 -- name: drained
 -- How many jobs of a batch have ended, and the seconds from its acceptance to the last end.
 SELECT count(*) AS jobs, coalesce(extract(epoch FROM max(finished_at) - min(created_at)), 0)::float8 AS seconds
