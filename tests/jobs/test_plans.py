@@ -17,7 +17,7 @@ from tests.jobs.desk import Desk
 
 pytestmark = pytest.mark.anyio
 
-QUERIES = load_queries("jobs")
+QUERIES = {**load_queries("jobs"), **load_queries("jobs", "slots")}
 DAILY = ("history", "attempts", "events")
 BIG = (
     "jobs",
@@ -70,8 +70,8 @@ SELECT 1, gen_random_uuid(), now(), CASE n % 100 WHEN 0 THEN 'failed' ELSE 'succ
 FROM new_job
 """
 
-# What runs is a few thousand jobs at most: an index by batch would cost every claim.
-SMALL_IN_FACT = {("get_batch", "held")}
+# What runs is a few thousand jobs at most: an index by batch or slot would cost every claim.
+SMALL_IN_FACT = {(name, "held") for name in ("get_batch", "beat", "ended_holding", "held_by_slot")}
 ANALYSE = f"ANALYZE {', '.join(BIG)}"
 
 
@@ -96,7 +96,11 @@ def _arguments(slot: SlotId, ids: list[UUID]) -> dict[str, tuple[object, ...]]:
     batch = UUID(bytes=md5(b"7", usedforsecurity=False).digest())
     page = (1, UUID(int=(1 << 128) - 1), None, None, 100)
     return {
-        "claim": (slot, "probe", ["probe"], 100, True),
+        "claim": (slot, "probe", ["probe"], 100, True, None),
+        "beat": ([slot], ["live"]),
+        "to_sweep": (),
+        "ended_holding": (1.0,),
+        "held_by_slot": (slot, UUID(int=0), 200),
         "assert_held": (ids[0], 1),
         "lock_held_jobs": (ids, tokens),
         "finish_held": (slot, None, ids, tokens, [], waited, [], []),
@@ -154,7 +158,9 @@ async def test_no_plan_depends_on_statistics(desk: Desk, big: Connection) -> Non
         await big.execute(f"SET LOCAL plan_cache_mode = {mode}")
         found += await _read_as_a_whole(big, mode, _arguments(slot, ids))
         # It must stop at its limit, not sort the backlog: what it really read is told.
-        claimed = await _scan(big, "ready_claim", "claim", slot, "probe", ["probe"], 100, False)
+        claimed = await _scan(
+            big, "ready_claim", "claim", slot, "probe", ["probe"], 100, False, None
+        )
         assert "rows=100" in claimed
     assert not found
     await big.execute(ANALYSE)
