@@ -14,7 +14,7 @@ from anyio.abc import TaskGroup
 from anyio.lowlevel import checkpoint
 
 # How long one lane may keep the event loop to itself between two pieces of work.
-SLICE_S = 0.005
+SLICE_S = 0.001
 
 
 @dataclass(slots=True, eq=False)
@@ -38,11 +38,13 @@ class Lanes[T]:
         tasks: TaskGroup,
         work: Callable[[T, anyio.CancelScope], Awaitable[None]],
         width: int,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.waiting: deque[T] = deque()
         self._tasks = tasks
         self._work = work
         self._width = width
+        self._clock = clock
         self._lanes = 0
         self._resting: list[_Lane] = []
         self._puller: _Lane | None = None
@@ -92,18 +94,18 @@ class Lanes[T]:
 
     async def _pull(self, lane: _Lane, scope: anyio.CancelScope) -> None:
         """Take what waits until another lane does, or nothing is left, or the slice is over."""
-        slice_ends = time.monotonic() + SLICE_S
+        slice_ends = self._clock() + SLICE_S
         while self.waiting and not scope.cancel_called:
             if self._puller is not lane:
                 if self._successor_called:
                     return
                 # Every lane was busy, and the puller still is: this one is free again.
                 self._begin_pulling(lane)
-            if time.monotonic() >= slice_ends:
+            if self._clock() >= slice_ends:
                 if self._successor_called:
                     return
                 await checkpoint()
-                slice_ends = time.monotonic() + SLICE_S
+                slice_ends = self._clock() + SLICE_S
                 continue
             if len(self.waiting) > 1:
                 self._call_successor()

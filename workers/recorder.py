@@ -24,6 +24,9 @@ from runtime.logs import logger
 from runtime.postgres import PASSING, Pool
 
 BATCH_MAX = 500
+# While one batch is being committed, a second one goes beside it once it is worth a commit.
+BESIDE_MIN = 250
+WRITERS = 2
 RETRY_PAUSE_S = 0.5
 
 log = logger("recorder")
@@ -62,9 +65,9 @@ class Recorder:
 
     def add(self, ended: Ended) -> None:
         """Queue an ended job."""
-        if not self._ended:
-            self._more.set()
         self._ended.append(ended)
+        if len(self._ended) == (BESIDE_MIN if self._in_commit else 1):
+            self._more.set()
 
     def close(self) -> None:
         """Take no more; `run` ends after the last commit."""
@@ -73,15 +76,21 @@ class Recorder:
 
     async def run(self) -> None:
         """Record until closed. Raises SlotEnded when the slot was declared dead."""
+        async with anyio.create_task_group() as writers:
+            for _ in range(WRITERS):
+                writers.start_soon(self._write)
+
+    async def _write(self) -> None:
         while self._ended or not self._closed:
-            if not self._ended:
-                self._more = anyio.Event()
+            if len(self._ended) < (BESIDE_MIN if self._in_commit else 1):
+                self._more = anyio.Event() if self._more.is_set() else self._more
                 await self._more.wait()
                 continue
             batch, self._ended = self._ended[:BATCH_MAX], self._ended[BATCH_MAX:]
-            self._in_commit = len(batch)
+            self._in_commit += len(batch)
             recorded = await self._commit(batch)
-            self._in_commit = 0
+            self._in_commit -= len(batch)
+            self._more.set()
             self._book.on_commit()
             _count(batch, recorded)
             self._tell(batch, recorded)

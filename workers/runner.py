@@ -114,6 +114,16 @@ class Runner:
             self._observe()
             self._recorder.close()
 
+    @property
+    def unrecorded(self) -> int:
+        """Jobs that have ended here and are not committed yet."""
+        return self._recorder.unrecorded
+
+    @property
+    def is_full(self) -> bool:
+        """Whether the slot waits for room before it claims again."""
+        return self._needs_room
+
     def drain(self) -> None:
         """Claim no more; what is in hand goes on, what has not begun is given back."""
         self._is_draining = True

@@ -1,0 +1,100 @@
+"""A slot's loop in this process: what it holds stays bounded whatever Postgres does."""
+
+import os
+from collections.abc import AsyncIterator
+from uuid import uuid4
+
+import anyio
+import asyncpg
+import pytest
+
+from jobs import ledger, slots
+from jobs.kinds import load_kinds
+from jobs.live import LiveStream
+from jobs.model import DEFAULT_TENANT, NewJob
+from runtime.postgres import Pool
+from runtime.redis import Client
+from runtime.settings import Settings
+from workers.board import Board
+from workers.pace import CLAIM_MAX, Pace
+from workers.run import Services
+from workers.runner import UNRECORDED_MAX, Post, Runner
+
+pytestmark = pytest.mark.anyio
+
+KINDS = load_kinds()
+
+
+@pytest.fixture
+async def runner(db: Pool, redis: Client, settings: Settings) -> AsyncIterator[Runner]:
+    """A slot of the pool `probe`, registered but not yet running."""
+    async with db.acquire() as connection:
+        slot_id = await slots.register(
+            connection,
+            supervisor_id=uuid4(),
+            pool="probe",
+            number=0,
+            host="test",
+            pid=os.getpid(),
+            cores=[0],
+            kinds=["probe"],
+        )
+    services = Services(settings, KINDS, db, LiveStream(redis), cores=1)
+    board = Board.create()
+    yield Runner(Post(slot_id, "probe", board, redis, services))
+    board.close()
+
+
+async def until_full(runner: Runner) -> None:
+    while True:
+        if runner.is_full and runner.unrecorded >= UNRECORDED_MAX:
+            return
+        await anyio.sleep(0.01)
+
+
+async def until_finished(db: Pool, jobs: int) -> None:
+    while True:
+        if await db.fetchval("SELECT count(*) FROM history") == jobs:
+            return
+        await anyio.sleep(0.02)
+
+
+async def test_it_claims_no_more_while_nothing_can_be_recorded(
+    db: Pool, runner: Runner, connection: "asyncpg.Connection[asyncpg.Record]"
+) -> None:
+    jobs = 6 * UNRECORDED_MAX
+    async with db.acquire() as enqueuing:
+        await ledger.enqueue(enqueuing, DEFAULT_TENANT, [NewJob("probe", {})] * jobs, kinds=KINDS)
+    most = UNRECORDED_MAX + KINDS["probe"].in_hand + CLAIM_MAX
+    with anyio.fail_after(90):
+        async with anyio.create_task_group() as tasks:
+            # Outcomes wait for this lock, claims do not.
+            async with connection.transaction():
+                await connection.execute("LOCK TABLE history IN ACCESS EXCLUSIVE MODE")
+                tasks.start_soon(runner.run)
+                await until_full(runner)
+                assert await db.fetchval("SELECT count(*) FROM held") <= most < jobs
+            await until_finished(db, jobs)
+            runner.drain()
+
+
+def test_a_shared_pool_claims_no_further_ahead_than_its_jobs_can_start() -> None:
+    pace = Pace([KINDS["probe"]])
+    for _ in range(10):
+        pace.waited(1.0)
+        pace.claimed()
+    assert pace.room(0, 0) == 1
+    for _ in range(10):
+        pace.waited(0.001)
+        pace.claimed()
+    assert pace.room(0, 0) == CLAIM_MAX
+    assert pace.room(0, KINDS["probe"].in_hand - 3) == 3
+
+
+def test_an_exclusive_pool_holds_one_job_unless_they_are_short() -> None:
+    pace = Pace([KINDS["embed"]])
+    assert pace.room(0, 0) == 1
+    assert pace.room(0, 1) == 0
+    for _ in range(100):
+        pace.ran(0.005)
+    assert pace.room(0, 1) == 8
