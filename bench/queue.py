@@ -83,23 +83,31 @@ async def _run(plan: Plan) -> list[str]:
     """Measure everything; what could not be measured is answered, and the rest goes on."""
     failures: list[str] = []
     book = Book("queue", continues=plan.continues)
-    async with open_bed() as bed:
-        await _describe(bed)
-        for repetition in range(plan.repetitions):
-            for step in _steps(plan, repetition):
-                began = time.monotonic()
-                title = f"{repetition + 1}/{plan.repetitions} {step.name}"
-                try:
-                    results = await step.measure(bed)
-                except (BenchError, trial.TrialError) as error:
-                    failures.append(f"{title}: {error}")
-                    sys.stdout.write(f"FAILED {failures[-1]}\n")
-                else:
-                    book.add(results)
-                    _say(title, results, began)
-    report.show(book.close())
+    try:
+        async with open_bed() as bed:
+            await _describe(bed)
+            for repetition in range(plan.repetitions):
+                for step in _steps(plan, repetition):
+                    title = f"{repetition + 1}/{plan.repetitions} {step.name}"
+                    await _measure(bed, step, title, book=book, failures=failures)
+    finally:
+        # Also what an interrupted run has measured.
+        report.show(book.close())
     sys.stdout.writelines(f"FAILED {failure}\n" for failure in failures)
     return failures
+
+
+async def _measure(bed: Bed, step: Step, title: str, *, book: Book, failures: list[str]) -> None:
+    """Take one step; its results go into the book, its failure into the list."""
+    began = time.monotonic()
+    try:
+        results = await step.measure(bed)
+    except (BenchError, trial.TrialError) as error:
+        failures.append(f"{title}: {error}")
+        sys.stdout.write(f"FAILED {failures[-1]}\n")
+        return
+    book.add(results)
+    _say(title, results, began)
 
 
 def _steps(plan: Plan, repetition: int) -> Iterator[Step]:

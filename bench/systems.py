@@ -60,7 +60,7 @@ PEERS = (
         "valkey",
         12_000,
         chunk=100,
-        settings={"worker": {"concurrency": 100}},
+        settings={"max_concurrent_ops": 100, "worker": {"concurrency": 100}},
         seen_jobs_per_s=(2850, 4220),
     ),
     System(
