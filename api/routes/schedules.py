@@ -1,41 +1,23 @@
 """/v1/schedules: jobs by the clock; make, change, pause, trigger, foresee and review them."""
 
-from dataclasses import replace
-from datetime import datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated
 from uuid import UUID
 
 from fastapi import Body, Header, Path, Query, Response, status
-from pydantic import ConfigDict, Field
 
 from api import paging
-from api.auth import Principal, Reader, Submitter
-from api.deps import LIST_DEFAULT, Cursor, Limit, Services, WithServices
-from api.errors import Problem, ProblemType, invalid, invalid_fields
-from api.job_requests import JobRequest, RequestModel, checker
+from api.auth import Reader, Submitter
+from api.deps import LIST_DEFAULT, Cursor, Limit, WithServices
+from api.errors import ProblemType
 from api.openapi import problems
 from api.routes.pools import PauseRequest
 from api.routing import router as make_router
-from api.views import AnyObject, Page, View
+from api.schedule_requests import SchedulePatch, ScheduleRequest, patched, spec_of
+from api.schedule_views import DueView, FireView, ScheduleView, fire_view, schedule_view
+from api.views import Page
 from jobs.enqueue import ready_of
-from jobs.kinds import Text
-from jobs.model import NewJob
-from jobs.states import JobState
 from schedules import store
-from schedules.model import (
-    Adaptive,
-    Cause,
-    Cron,
-    Every,
-    Fire,
-    FireOutcome,
-    Misfire,
-    Overlap,
-    Schedule,
-    ScheduleSpec,
-    Timing,
-)
-from schedules.spec import job_as_json
+from schedules.model import Schedule
 
 router = make_router("schedules")
 
@@ -47,122 +29,6 @@ IfMatch = Annotated[
         description="The `ETag` that was read: 412 if it changed since.",
     ),
 ]
-Period = Annotated[float, Field(ge=1, le=366 * 86_400)]
-Name = Annotated[Text, Field(min_length=1, max_length=200)]
-Expression = Annotated[
-    Text,
-    Field(min_length=1, max_length=256, examples=["0 6 * * *"], description="Five fields of cron."),
-]
-Zone = Annotated[Text, Field(min_length=1, max_length=64, examples=["Europe/Berlin"])]
-
-
-class AdaptiveRequest(RequestModel):
-    """A period between two bounds that follows how often the pages change."""
-
-    min_s: Period
-    max_s: Period
-
-
-class ScheduleRequest(RequestModel):
-    """A schedule: a job, and exactly one of `cron`, `every_s` and `adaptive`."""
-
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [
-                {
-                    "name": "docs every morning",
-                    "cron": "0 6 * * *",
-                    "timezone": "Europe/Berlin",
-                    "job": {"kind": "crawl", "payload": {"url": "https://example.org/"}},
-                }
-            ]
-        }
-    )
-
-    name: Name
-    job: JobRequest
-    cron: Expression | None = None
-    every_s: Period | None = None
-    adaptive: AdaptiveRequest | None = None
-    timezone: Zone = "UTC"
-    jitter_s: Annotated[float, Field(ge=0, le=86_400)] = 0.0
-    misfire: Literal["skip", "once", "all"] = "once"
-    overlap: Literal["skip", "queue"] = "skip"
-
-
-class SchedulePatch(RequestModel):
-    """What changes; fields left out stay. A new timing is counted from now."""
-
-    name: Name | None = None
-    job: JobRequest | None = None
-    cron: Expression | None = None
-    every_s: Period | None = None
-    adaptive: AdaptiveRequest | None = None
-    timezone: Zone | None = None
-    jitter_s: Annotated[float, Field(ge=0, le=86_400)] | None = None
-    misfire: Literal["skip", "once", "all"] | None = None
-    overlap: Literal["skip", "queue"] | None = None
-
-
-class AdaptiveView(View):
-    """Bounds of an adaptive period, in seconds."""
-
-    min_s: float
-    max_s: float
-
-
-class ScheduleView(View):
-    """A schedule. `next_fire_at` is its next time by the timetable, `due_at` the same with its
-    jitter.
-    """
-
-    id: UUID
-    name: str
-    job: AnyObject
-    cron: str | None
-    every_s: float | None
-    adaptive: AdaptiveView | None
-    interval_s: float | None
-    timezone: str
-    jitter_s: float
-    misfire: Misfire
-    overlap: Overlap
-    next_fire_at: datetime | None
-    due_at: datetime | None
-    last_fire_at: datetime | None
-    paused_at: datetime | None
-    paused_by: str | None
-    paused_reason: str | None
-    version: int
-    created_at: datetime
-    updated_at: datetime
-    links: dict[str, str]
-
-
-class FireView(View):
-    """One fire, what it led to, and how its job ended."""
-
-    model_config = ConfigDict(from_attributes=True)
-
-    schedule_id: UUID
-    fire_at: datetime
-    decided_at: datetime
-    cause: Cause
-    actor: str | None
-    outcome: FireOutcome
-    detail: str | None
-    job_id: UUID | None
-    job_state: JobState | None
-    settled_at: datetime | None
-
-
-class DueView(View):
-    """A time to come: by the timetable, and with its jitter."""
-
-    model_config = ConfigDict(from_attributes=True)
-
-    fire_at: datetime
-    due_at: datetime
 
 
 @router.post(
@@ -172,15 +38,7 @@ async def create_schedule(
     services: WithServices, principal: Submitter, schedule: ScheduleRequest, response: Response
 ) -> ScheduleView:
     """Make a schedule; it first fires at the first time of its timetable from now."""
-    spec = ScheduleSpec(
-        name=schedule.name,
-        job=_job(services, principal, schedule.job),
-        timing=_timing(schedule) or _no_timing(),
-        timezone=schedule.timezone,
-        jitter_s=schedule.jitter_s,
-        misfire=Misfire(schedule.misfire),
-        overlap=Overlap(schedule.overlap),
-    )
+    spec = spec_of(services, principal, schedule)
     async with services.transaction() as connection:
         made = await store.create(connection, principal.tenant_id, spec)
     response.headers["Location"] = f"/v1/schedules/{made.id}"
@@ -231,7 +89,7 @@ async def change_schedule(
     version = None if if_match in {None, "*"} else int(str(if_match).strip('"'))
     async with services.transaction() as connection:
         old = await store.get(connection, principal.tenant_id, schedule_id)
-        spec = _patched(services, principal, old.spec, patch)
+        spec = patched(services, principal, old.spec, patch)
         changed = await store.update(
             connection, principal.tenant_id, schedule_id, spec, version=version or old.version
         )
@@ -296,7 +154,7 @@ async def trigger_schedule(
         )
     services.announcer.announce(ready_of([accepted]))
     response.headers["Location"] = f"/v1/jobs/{accepted.id}"
-    return _fire_view(fire)
+    return fire_view(fire)
 
 
 @router.get("/schedules/{schedule_id}/preview", responses=problems(ProblemType.NOT_FOUND))
@@ -327,95 +185,11 @@ async def list_runs(
             connection, principal.tenant_id, schedule_id, before=before, limit=limit
         )
     return Page[FireView](
-        data=[_fire_view(fire) for fire in found],
+        data=[fire_view(fire) for fire in found],
         next_cursor=paging.next_cursor("runs", found, limit, lambda fire: fire.fire_at.isoformat()),
-    )
-
-
-def schedule_view(schedule: Schedule) -> ScheduleView:
-    """A schedule as clients see it."""
-    spec, timing, pause = schedule.spec, schedule.spec.timing, schedule.pause
-    path = f"/v1/schedules/{schedule.id}"
-    return ScheduleView(
-        id=schedule.id,
-        name=spec.name,
-        job=dict(job_as_json(spec.job)),
-        cron=timing.expression if isinstance(timing, Cron) else None,
-        every_s=timing.every_s if isinstance(timing, Every) else None,
-        adaptive=_adaptive_view(timing),
-        interval_s=schedule.interval_s,
-        timezone=spec.timezone,
-        jitter_s=spec.jitter_s,
-        misfire=spec.misfire,
-        overlap=spec.overlap,
-        next_fire_at=schedule.next_at,
-        due_at=schedule.due_at,
-        last_fire_at=schedule.last_fire_at,
-        paused_at=pause.at if pause else None,
-        paused_by=pause.by if pause else None,
-        paused_reason=pause.reason if pause else None,
-        version=schedule.version,
-        created_at=schedule.created_at,
-        updated_at=schedule.updated_at,
-        links={"self": path, "runs": f"{path}/runs", "preview": f"{path}/preview"},
     )
 
 
 def _answer(schedule: Schedule, response: Response) -> ScheduleView:
     response.headers["ETag"] = f'"{schedule.version}"'
     return schedule_view(schedule)
-
-
-def _fire_view(fire: Fire) -> FireView:
-    return FireView.model_validate(fire)
-
-
-def _adaptive_view(timing: Timing) -> AdaptiveView | None:
-    if not isinstance(timing, Adaptive):
-        return None
-    return AdaptiveView(min_s=timing.min_s, max_s=timing.max_s)
-
-
-def _job(services: Services, principal: Principal, request: JobRequest) -> NewJob:
-    checked = checker(services.kinds, services.egress, principal).check(request)
-    if isinstance(checked, list):
-        raise invalid_fields([{**e, "pointer": f"/job{e['pointer']}"} for e in checked])
-    return checked
-
-
-def _timing(request: ScheduleRequest | SchedulePatch) -> Timing | None:
-    given: list[Timing] = []
-    if request.cron is not None:
-        given.append(Cron(request.cron))
-    if request.every_s is not None:
-        given.append(Every(request.every_s))
-    if request.adaptive is not None:
-        given.append(Adaptive(request.adaptive.min_s, request.adaptive.max_s))
-    if len(given) > 1:
-        raise _one_timing()
-    return given[0] if given else None
-
-
-def _no_timing() -> Timing:
-    raise _one_timing()
-
-
-def _one_timing() -> Problem:
-    return invalid("", "give exactly one of cron, every_s and adaptive")
-
-
-def _patched(
-    services: Services, principal: Principal, old: ScheduleSpec, patch: SchedulePatch
-) -> ScheduleSpec:
-    given: dict[str, Any] = patch.model_dump(  # fields of a ScheduleSpec, whatever their types
-        include={"name", "timezone", "jitter_s"}, exclude_none=True
-    )
-    if patch.misfire is not None:
-        given["misfire"] = Misfire(patch.misfire)
-    if patch.overlap is not None:
-        given["overlap"] = Overlap(patch.overlap)
-    if patch.job is not None:
-        given["job"] = _job(services, principal, patch.job)
-    if (timing := _timing(patch)) is not None:
-        given["timing"] = timing
-    return replace(old, **given)
