@@ -127,6 +127,13 @@ class Aftermath:
         """What became claimable, to be announced after the commit."""
         return {pool: tuple(ids) for pool, ids in self.ready.items()}
 
+    def release(self, row: asyncpg.Record) -> None:
+        """Note the permits that a row of finish_held tells of, by key."""
+        for tenant_id, key, permits_held in zip(
+            row["tenants"] or (), row["keys"] or (), row["permits"] or (), strict=True
+        ):
+            self.released[TenantId(tenant_id), key] += permits_held
+
     def wait_for_permit(self, tenant_id: TenantId, key: str) -> None:
         """Note a job that is parked for its key's limit: this transaction may give it one."""
         self.released[tenant_id, key] += 0

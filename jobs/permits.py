@@ -39,14 +39,27 @@ async def fill(connection: Connection, released: Mapping[Key, int]) -> list[Prom
     """
     if not released:
         return []
-    in_reach = await _lock(connection, released)
-    free = {key: max(0, n + released[key]) for key, n in in_reach.items()}
-    promoted, taken = await _promote(connection, {key: n for key, n in free.items() if n})
-    changed = {key: taken.get(key, 0) - released[key] for key in free}
-    changed = {key: n for key, n in changed.items() if n}
-    if changed:
-        await connection.execute(QUERIES["add_permits"], *columns(changed), list(changed.values()))
+    if all(released.values()):
+        free = await _release(connection, released)
+    else:
+        in_reach = await _lock(connection, released)
+        given_back = {key: n for key, n in released.items() if n}
+        free = in_reach | await _release(connection, given_back)
+    promoted, taken = await _promote(connection, {key: n for key, n in free.items() if n > 0})
+    if taken:
+        await connection.execute(QUERIES["add_permits"], *columns(taken), list(taken.values()))
     return promoted
+
+
+async def _release(connection: Connection, released: Mapping[Key, int]) -> dict[Key, int]:
+    """Take permits back, which locks the keys' rows; answers the permits that each has left."""
+    if not released:
+        return {}
+    wanted = sorted(released)
+    rows = await connection.fetch(
+        QUERIES["release_permits"], *columns(wanted), [released[key] for key in wanted]
+    )
+    return {(TenantId(row["tenant_id"]), row["key"]): row["permits"] for row in rows}
 
 
 async def _lock(connection: Connection, keys: Iterable[Key]) -> dict[Key, int]:

@@ -167,6 +167,14 @@ WITH permitted AS MATERIALIZED (
 )
 SELECT job_id, pool, tenant_id, concurrency_key AS key, batch_id, follow_up FROM moved;
 
+-- name: release_permits
+-- Takes permits back and answers how many each key now has left. The update is the lock, in the order of the keys, and
+-- whoever waited for it reads what the last holder did; what that one parked is seen by the next statement.
+UPDATE limits AS l SET in_use = greatest(0, l.in_use - d.permits)
+FROM (SELECT * FROM unnest($1::int[], $2::text[], $3::int[]) AS k (tenant_id, key, permits) ORDER BY 1, 2) AS d
+WHERE l.tenant_id = d.tenant_id AND l.key = d.key
+RETURNING l.tenant_id, l.key, l.concurrency - l.in_use AS permits;
+
 -- name: add_permits
 UPDATE limits AS l SET in_use = l.in_use + d.permits
 FROM unnest($1::int[], $2::text[], $3::int[]) AS d (tenant_id, key, permits)
@@ -229,8 +237,8 @@ SELECT id, cancel_requested_at FROM jobs WHERE id = ANY(ARRAY(SELECT job_id FROM
 
 -- name: finish_held
 -- The end of attempts and of their jobs: fence, move, tell, count, in one statement. A token is given once, so
--- matching ids and tokens as two sets is exact. Answers the jobs to which more is tied, in one row at least, and which
--- jobs moved if not all did. An array of nothing but its default may be left empty.
+-- matching ids and tokens as two sets is exact. Answers the jobs to which more is tied, in one row at least, the permits
+-- that all of them held, and which jobs moved if not all did. An array of nothing but its default may be left empty.
 WITH ended AS MATERIALIZED (
     SELECT id, coalesce(state, 'succeeded') AS state, waited_s, result, error
     FROM unnest($3::uuid[], $5::text[], $6::float8[], $7::text[], $8::text[])
@@ -257,6 +265,9 @@ WITH ended AS MATERIALIZED (
 ), told AS (
     INSERT INTO events (at, tenant_id, type, kind, job_id, batch_id, settled)
     SELECT finished_at, tenant_id, 'job.' || state, kind, id, batch_id, NOT has_family FROM kept
+), permits AS (
+    SELECT tenant_id, concurrency_key AS key, count(*)::int AS jobs FROM moved WHERE concurrency_key IS NOT NULL
+    GROUP BY tenant_id, concurrency_key
 ), counted AS (
     INSERT INTO batch_counts AS c (
         batch_id, writer, succeeded, failed, cancelled, follow_succeeded, follow_failed, follow_cancelled)
@@ -279,11 +290,13 @@ WITH ended AS MATERIALIZED (
 )
 SELECT
     CASE WHEN (SELECT count(*) FROM let_go) < cardinality($3::uuid[]) THEN ARRAY(SELECT job_id FROM let_go) END AS moved,
-    tied.id, tied.tenant_id, tied.unique_key, tied.concurrency_key,
-    tied.has_dependents, tied.has_family, tied.lineage, tied.callback_url
-FROM (VALUES (1)) AS always LEFT JOIN (
+    held.tenants, held.keys, held.permits,
+    tied.id, tied.tenant_id, tied.unique_key, tied.has_dependents, tied.has_family, tied.lineage, tied.callback_url
+FROM (
+    SELECT array_agg(tenant_id) AS tenants, array_agg(key) AS keys, array_agg(jobs) AS permits FROM permits
+) AS held LEFT JOIN (
     SELECT * FROM moved
-    WHERE unique_key IS NOT NULL OR concurrency_key IS NOT NULL OR has_dependents OR has_family
+    WHERE unique_key IS NOT NULL OR has_dependents OR has_family
     OR cardinality(lineage) > 0 OR callback_url IS NOT NULL
 ) AS tied ON true;
 

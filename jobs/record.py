@@ -160,12 +160,13 @@ class RulingBook:
             _unless_all(None, [finish.error for finish in finishes]),
         )
         moved, tied = rows[0]["moved"], [row for row in rows if row["id"] is not None]
+        aftermath.release(rows[0])
         if moved is None and not tied:
             aftermath.settled += ids
             return frozenset()
         found = set(ids) if moved is None else set(moved)
         states = {finish.job.id: finish.state for finish in finishes}
-        aftermath.add(over_from(row, states[row["id"]], held_permit=True) for row in tied)
+        aftermath.add(over_from(row, states[row["id"]], held_permit=False) for row in tied)
         aftermath.settled += found - {row["id"] for row in tied}
         return frozenset(ids) - found
 
