@@ -135,7 +135,7 @@ class _Rows:
         head = struct.pack(">hi", len(_JOBS), 16)
         shared: dict[int, bytes] = {}
         start = 0
-        for payloads in spool.payloads(_ROWS_AT_ONCE):
+        for payloads in spool.payloads():
             parts: list[bytes] = []
             for position, payload in enumerate(payloads, start):
                 terms = spool.terms[position]

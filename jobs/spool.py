@@ -6,7 +6,7 @@ connection. Knows nothing of HTTP.
 
 from array import array
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from tempfile import SpooledTemporaryFile
 from types import TracebackType
@@ -20,6 +20,8 @@ from jobs.model import DEFAULT_PRIORITY, NewJob
 
 PAYLOADS_IN_MEMORY_BYTES = 32 * 1024 * 1024
 _WRITTEN_AT_ONCE_BYTES = 256 * 1024
+_READ_AT_ONCE = 1000
+_READ_AT_ONCE_BYTES = 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +51,8 @@ class Terms:
 class Spool:
     """Jobs in the order in which they came. Close it, or its file stays until it is collected.
 
-    A job is plain (its `Terms`) when nothing can hold it back and it is tied to no other; a
-    `NewJob` otherwise.
+    A job is plain, told by its `Terms`, when nothing can hold it back and it is tied to no other;
+    what `others` say beyond that lies beside.
     """
 
     def __init__(self, in_memory_bytes: int = PAYLOADS_IN_MEMORY_BYTES) -> None:
@@ -109,18 +111,17 @@ class Spool:
         self._payloads.write(self._unwritten)
         self._unwritten.clear()
 
-    def payloads(self, count: int) -> Iterator[list[bytes]]:
-        """The payloads from the first one on, `count` at once."""
+    def payloads(self) -> Iterator[list[bytes]]:
+        """The payloads from the first one on, some at once: bounded in number and in bytes."""
         self._write_out()
         self._payloads.seek(0)
-        for start in range(0, len(self), count):
-            sizes = self._sizes[start : start + count]
+        for sizes in _portions(self._sizes):
             yield _cut(self._payloads.read(sum(sizes)), sizes)
 
     def as_jobs(self) -> list[NewJob]:
         """All of it as the ledger takes jobs of any sort."""
         found: list[NewJob] = []
-        for payloads in self.payloads(1000):
+        for payloads in self.payloads():
             for payload in payloads:
                 position = len(found)
                 job = self.others.get(position) or self.terms[position].as_job()
@@ -150,7 +151,20 @@ class Spool:
         return refusals
 
 
-def _cut(text: bytes, sizes: "array[int]") -> list[bytes]:
+def _portions(sizes: "array[int]") -> Iterator[list[int]]:
+    portion: list[int] = []
+    size_bytes = 0
+    for size in sizes:
+        portion.append(size)
+        size_bytes += size
+        if len(portion) == _READ_AT_ONCE or size_bytes >= _READ_AT_ONCE_BYTES:
+            yield portion
+            portion, size_bytes = [], 0
+    if portion:
+        yield portion
+
+
+def _cut(text: bytes, sizes: Sequence[int]) -> list[bytes]:
     found: list[bytes] = []
     start = 0
     for size in sizes:

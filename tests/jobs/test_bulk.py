@@ -140,12 +140,23 @@ async def test_two_parts_with_one_name_at_once_are_one_part_and_one_refusal(
         assert (await batches.get(connection, DEFAULT_TENANT, batch_id)).counts.total == 2
 
 
+def test_big_payloads_are_read_a_few_at_once() -> None:
+    kind = load_kinds()["probe"]
+    text = orjson.dumps({"echo": "x" * 256_000})
+    with Spool() as spool:
+        for _ in range(64):
+            spool.add(Terms(kind), None, text)
+        portions = list(spool.payloads())
+    assert [text] * 64 == [payload for portion in portions for payload in portion]
+    assert max(map(len, portions)) < 10
+
+
 def test_payloads_beyond_the_memory_come_back_in_order() -> None:
     kind = load_kinds()["probe"]
     with Spool(in_memory_bytes=1000) as spool:
         for number in range(5000):
             spool.add(Terms(kind), None, orjson.dumps({"echo": "x" * (number % 97)}))
-        sizes = [len(orjson.loads(text)["echo"]) for texts in spool.payloads(64) for text in texts]
+        sizes = [len(orjson.loads(text)["echo"]) for texts in spool.payloads() for text in texts]
         assert sizes == [number % 97 for number in range(5000)]
         assert [job.payload for job in spool.as_jobs()][96:98] == [
             {"echo": "x" * 96},
