@@ -52,7 +52,11 @@ def main() -> None:
     for system in plan.systems:
         if system is not OURS:
             environments.interpreter(system.environment)
-    sys.exit(1 if anyio.run(_run, plan) else 0)
+    try:
+        failures = anyio.run(_run, plan)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    sys.exit(1 if failures else 0)
 
 
 def _plan(arguments: Sequence[str]) -> Plan:
