@@ -11,7 +11,7 @@ itself. Locks are taken in one order everywhere: slot, jobs by id, families, key
 
 from jobs.cancel import cancel
 from jobs.change import change
-from jobs.claim import assert_held, claim
+from jobs.claim import Head, assert_held, claim
 from jobs.discard import discard
 from jobs.enqueue import enqueue, enqueue_follow_ups
 from jobs.promote import expire, promote_due
@@ -33,6 +33,7 @@ __all__ = [
     "DiscardResult",
     "Ended",
     "Expired",
+    "Head",
     "Ready",
     "Recorded",
     "Rescued",

@@ -185,7 +185,7 @@ WHERE l.tenant_id = d.tenant_id AND l.key = d.key;
 -- given to a dead slot. No row at all says that the slot is dead; a row of nulls, that nothing is to be had.
 -- The CASE hides its conditions from the planner, and the pairs bound the index without saying `pool = `: without
 -- statistics it would take those to leave a few rows, and read and sort the whole backlog to find them, instead of
--- following the index until the limit.
+-- following the index until the limit. From $6 on: see Head in jobs/claim.py.
 WITH slot AS MATERIALIZED (
     SELECT id FROM slots WHERE id = $1 AND ended_at IS NULL FOR KEY SHARE
 ), open_pool AS MATERIALIZED (
@@ -197,7 +197,8 @@ WITH slot AS MATERIALIZED (
     ORDER BY sort_at, job_id LIMIT 1 FOR UPDATE SKIP LOCKED
 ), picked AS MATERIALIZED (
     SELECT ctid AS place, job_id FROM ready
-    WHERE (pool, sort_at) >= ($2, '-infinity'::timestamptz) AND (pool, sort_at) <= ($2, 'infinity'::timestamptz)
+    WHERE (pool, sort_at) >= ($2, coalesce($6, '-infinity'::timestamptz))
+    AND (pool, sort_at) <= ($2, 'infinity'::timestamptz)
     AND CASE WHEN alone THEN false ELSE kind = ANY($3::text[]) END
     AND EXISTS (SELECT 1 FROM open_pool) AND NOT EXISTS (SELECT 1 FROM suspect)
     ORDER BY pool, sort_at, job_id LIMIT $4 FOR UPDATE SKIP LOCKED
@@ -222,7 +223,7 @@ WITH slot AS MATERIALIZED (
 )
 SELECT job.id, job.tenant_id, job.kind, job.payload, job.token, job.attempt, job.max_attempts, job.failures, job.losses,
     job.timeout_s, job.claimed_at, job.batch_id, job.parent_id, nullif(job.lineage, '{}') AS lineage, EXISTS (SELECT 1 FROM suspect) AS alone,
-    job.queued_s
+    job.queued_s, job.sort_at
 FROM slot LEFT JOIN job ON true ORDER BY job.sort_at, job.id;
 
 -- name: assert_held

@@ -101,7 +101,7 @@ async def open_pool(
         record_class=asyncpg.Record,
         init=_set_codecs,
         timeout=CONNECT_TIMEOUT_S,
-        command_timeout=settings.statement_timeout_s + SILENCE_S,
+        command_timeout=_patience_s(settings.statement_timeout_s),
         reset=_keep_session,
         # A connection costs the server some 6 MB: after a burst, give them back soon.
         max_inactive_connection_lifetime=IDLE_CONNECTION_S,
@@ -180,7 +180,7 @@ async def connect(
         connection: asyncpg.Connection[asyncpg.Record] = await asyncpg.connect(
             url,
             timeout=CONNECT_TIMEOUT_S,
-            command_timeout=statement_timeout_s + SILENCE_S,
+            command_timeout=_patience_s(statement_timeout_s),
             server_settings=_server_settings(role, statement_timeout_s, LOCK_TIMEOUT_S),
         )
     except (*UNREACHABLE, asyncpg.InvalidAuthorizationSpecificationError) as error:
@@ -217,6 +217,11 @@ def database_url(settings: "Settings") -> str:
         )
         raise SettingsError(message)
     return settings.database_url
+
+
+def _patience_s(statement_timeout_s: float) -> float | None:
+    """How long to wait for an answer; for ever where the server sets no limit either."""
+    return statement_timeout_s + SILENCE_S if statement_timeout_s else None
 
 
 def _server_settings(

@@ -1,6 +1,7 @@
 """Claims: order, fences, pauses, dead slots."""
 
 from datetime import UTC, datetime, timedelta
+from uuid import UUID
 
 import anyio
 import pytest
@@ -123,3 +124,26 @@ async def test_claimed_again_a_job_has_a_new_token_and_a_higher_attempt(desk: De
     recorded = await desk.end(slot, [first])
     assert recorded.stale == {first.id}
     assert await desk.states(first.id) == ["running"]
+
+
+async def test_claims_that_skip_what_was_claimed_before_miss_no_job(desk: Desk) -> None:
+    slot, head = await desk.slot(), ledger.Head()
+    first, second = await desk.enqueue(probe(), probe())
+
+    async def claim() -> list[UUID]:
+        async with desk.pool.acquire() as connection:
+            jobs = await ledger.claim(connection, slot, "probe", ["probe"], 1, head=head)
+        return [job.id for job in jobs]
+
+    assert await claim() == [first.id]
+    assert head.place() is None
+    # As if that look from the front had taken ten seconds.
+    async with desk.pool.acquire() as connection:
+        last = await connection.fetchval("SELECT max(sort_at) FROM ready")
+    head.saw(last, 10.0, was_front=True)
+    (urgent,) = await desk.enqueue(probe(priority=9))
+    assert await claim() == [second.id]
+    assert await claim() == [urgent.id]
+    assert await claim() == []
+    for job_id in (first.id, second.id, urgent.id):
+        assert await desk.states(job_id) == ["running"]

@@ -85,7 +85,7 @@ async def big(desk: Desk, request: pytest.FixtureRequest) -> AsyncIterator[Conne
         await connection.execute("SET LOCAL statement_timeout = '110s'")
         if was_analysed:
             await connection.execute(ANALYSE)
-        await connection.execute(FILL, rows)
+        await connection.execute(FILL, rows, timeout=110)
         yield connection
         await transaction.rollback()
 
