@@ -14,6 +14,9 @@ from runtime.sql import load_queries
 
 QUERIES = load_queries("jobs")
 
+# A job that is retried between the look at live ones and the look at ended ones is in neither.
+_LOOKS = 3
+
 
 @dataclass(slots=True)
 class Parents:
@@ -129,14 +132,17 @@ async def _lock(
     connection: Connection, tenant_id: TenantId, ids: set[UUID]
 ) -> dict[UUID, JobState | None]:
     """Live parents (None) and how the others ended; unknown ids are left out."""
-    if not ids:
-        return {}
-    live = await connection.fetch(QUERIES["lock_parents"], tenant_id, sorted(ids))
-    found: dict[UUID, JobState | None] = {row["id"]: None for row in live}
-    rest = sorted(ids - found.keys())
-    if rest:
-        rows = await connection.fetch(QUERIES["finished_parents"], tenant_id, rest)
-        found.update({row["id"]: JobState(row["state"]) for row in rows})
+    found: dict[UUID, JobState | None] = {}
+    for _ in range(_LOOKS):
+        missing = ids - found.keys()
+        if not missing:
+            break
+        live = await connection.fetch(QUERIES["lock_parents"], tenant_id, sorted(missing))
+        found.update(dict.fromkeys(row["id"] for row in live))
+        rest = sorted(missing - found.keys())
+        if rest:
+            rows = await connection.fetch(QUERIES["finished_parents"], tenant_id, rest)
+            found.update({row["id"]: JobState(row["state"]) for row in rows})
     return found
 
 

@@ -1,12 +1,13 @@
 """`depends_on` and what becomes of children."""
 
 import time
+from collections.abc import Awaitable, Callable
 from uuid import UUID
 
 import anyio
 import pytest
 
-from jobs import ledger
+from jobs import dependencies, ledger
 from jobs.model import DEFAULT_TENANT
 from jobs.outcomes import Ending
 from jobs.results import Ended
@@ -155,3 +156,36 @@ async def test_a_parent_that_ends_while_its_child_is_enqueued_is_not_missed(
                     await _until_blocked(desk, pid)
     wanted = "queued" if ending is DONE else "failed"
     assert await desk.states(*children) == [wanted, wanted]
+
+
+class _Retrying:
+    """A connection on which a parent is retried right after the live ones were looked at."""
+
+    def __init__(self, connection: Connection, meanwhile: Callable[[], Awaitable[object]]) -> None:
+        self._connection = connection
+        self._meanwhile = meanwhile
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._connection, name)
+
+    async def fetch(self, query: str, *arguments: object) -> object:
+        rows = await self._connection.fetch(query, *arguments)
+        if query == dependencies.QUERIES["lock_parents"]:
+            await self._meanwhile()
+        return rows
+
+
+async def test_a_parent_that_lives_again_between_two_looks_is_found(desk: Desk) -> None:
+    (parent,) = await desk.enqueue(probe())
+    slot = await desk.slot()
+    await desk.end(slot, await desk.claim(slot), HOPELESS)
+    child = probe(depends_on=(str(parent.id),))
+    async with desk.pool.acquire() as connection, desk.pool.acquire() as other:
+        retrying = _Retrying(connection, lambda: ledger.retry(other, DEFAULT_TENANT, [parent.id]))
+        (accepted,) = await ledger.enqueue(
+            retrying,  # type: ignore[arg-type]  # all of a connection, by delegation
+            DEFAULT_TENANT,
+            [child],
+            kinds=desk.kinds,
+        )
+    assert (await desk.get(accepted.id)).state_reason is ScheduledReason.DEPENDENCY
