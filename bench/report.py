@@ -22,6 +22,7 @@ from bench.systems import OURS, PEERS
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 PAGE = DOCS / "benchmarks.md"
 DATA = DOCS / "benchmarks" / "queue.json"
+REFERENCE = DOCS.parent / "cli" / "bench_reference.json"
 # Below this share of what was once measured of it, a peer is set up wrongly.
 MISCONFIGURED = 0.8
 SYSTEMS = (OURS, *PEERS)
@@ -198,6 +199,22 @@ def own_table(figures: Figures) -> Iterator[str]:
         yield f"| {result.measure} | {settings} | {value} {result.unit} |"
 
 
+def reference(figures: Figures) -> dict[str, float]:
+    """What `xnai bench` shows beside the user's machine, under its names of the measures."""
+    idle = {f"start latency, p{p}": f"start latency idle, p{p}" for p in (50, 99)}
+    found = {
+        "enqueue in bulk": figures.value("enqueue in bulk", OURS.name),
+        "drain by 1 slot": figures.value("drain", OURS.name, workers=1),
+        "drain by 2 slots": figures.value("drain", OURS.name, workers=2),
+        "enqueue one by one": figures.value("enqueue one by one", OURS.name),
+        **{
+            name: figures.value(measure, OURS.name, since="commit")
+            for name, measure in idle.items()
+        },
+    }
+    return {name: round(value, 1) for name, value in found.items() if value is not None}
+
+
 TABLES: dict[str, Callable[[Figures], Iterator[str]]] = {
     "speed": speed_table,
     "latency": latency_table,
@@ -212,6 +229,7 @@ def write_page(data: Path = DATA, page: Path = PAGE) -> None:
     page.write_text(filled(page.read_text("utf-8"), figures), encoding="utf-8")
     for name, drawing in drawings(figures).items():
         (data.parent / f"{name}.svg").write_text(drawing, encoding="utf-8")
+    REFERENCE.write_text(json.dumps(reference(figures), indent=1) + "\n", encoding="utf-8")
 
 
 def filled(text: str, figures: Figures) -> str:

@@ -3,11 +3,13 @@
 Never on the user's ledger. The comparison with other queues is the repository's `make bench-queue`.
 """
 
+import json
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass, field
-from functools import partial
+from functools import cache, partial
+from importlib.resources import files
 from itertools import batched
 from math import ceil
 from typing import Annotated
@@ -33,15 +35,8 @@ CLOCKED_GAP_S = 0.02
 CLOCKED_MAX_S = 15.0
 LOOK_S = 0.05
 SLOTS_MAX = 4
-# Medians of docs/benchmarks.md, measured on two cores.
-REFERENCE = {
-    "enqueue one by one": 1.0,
-    "enqueue in bulk": 1.0,
-    "drain by 1 slot": 1.0,
-    "drain by 2 slots": 1.0,
-    "start latency, p50": 1.0,
-    "start latency, p99": 1.0,
-}
+# The same measures on the machine of docs/benchmarks.md; `python -m bench.report` writes them.
+REFERENCE = "bench_reference.json"
 
 Jobs = Annotated[
     int, typer.Option("--jobs", min=1000, max=1_000_000, help="No-op jobs of each drain.")
@@ -82,9 +77,9 @@ def bench(*, jobs: Jobs = 20_000, as_json: AsJson = False) -> None:
         print_json([asdict(item) for item in found])
         return
     rows = (
-        (item.measure, _digits(item.value), _digits(item.reference), item.unit) for item in found
+        (item.measure, _digits(item.value), item.unit, _digits(item.reference)) for item in found
     )
-    print_table(("measure", "here", "reference", "unit"), rows, empty="nothing was measured")
+    print_table(("measure", "here", "", "reference"), rows, empty="nothing was measured")
     console.print(
         f"\n[dim]{core_count()} cores here, two on the reference machine. fsync and synchronous "
         f"commit are on; {jobs:,} no-op jobs a drain.\ndocs/benchmarks.md has other queues beside "
@@ -192,7 +187,13 @@ def _began_ns(job: Job) -> int:
 
 
 def _measured(measure: str, value: float, unit: str) -> Measured:
-    return Measured(measure, value, unit, REFERENCE.get(measure))
+    return Measured(measure, value, unit, _reference().get(measure))
+
+
+@cache
+def _reference() -> dict[str, float]:
+    found: dict[str, float] = json.loads(files("cli").joinpath(REFERENCE).read_text("utf-8"))
+    return found
 
 
 def _slots(count: int) -> str:
@@ -201,5 +202,5 @@ def _slots(count: int) -> str:
 
 def _digits(value: float | None) -> str:
     if value is None:
-        return ""
+        return "–"
     return f"{value:,.0f}" if value >= 100 else f"{value:.1f}"

@@ -106,10 +106,9 @@ def test_bars_begin_at_zero() -> None:
 
 def test_the_page_is_what_its_data_says() -> None:
     """Nobody has changed a number by hand, and nobody forgot to draw the plots anew."""
-    figures = report.Figures(
-        [read(line) for line in json.loads(report.DATA.read_text())]
-    )
+    figures = report.Figures([read(line) for line in json.loads(report.DATA.read_text())])
     page = report.PAGE.read_text()
     assert report.filled(page, figures) == page
+    assert json.loads(report.REFERENCE.read_text()) == report.reference(figures)
     for name, drawing in report.drawings(figures).items():
         assert (report.DATA.parent / f"{name}.svg").read_text() == drawing
