@@ -52,13 +52,12 @@ async def fill(connection: Connection, released: Mapping[Key, int]) -> list[Prom
 
 
 async def _release(connection: Connection, released: Mapping[Key, int]) -> dict[Key, int]:
-    """Take permits back, which locks the keys' rows; answers the permits that each has left."""
+    """Take permits back, which locks the keys' rows; answers what is left of those in demand."""
     if not released:
         return {}
-    wanted = sorted(released)
-    rows = await connection.fetch(
-        QUERIES["release_permits"], *columns(wanted), [released[key] for key in wanted]
-    )
+    keys = columns(released)
+    await connection.execute(QUERIES["release_permits"], *keys, list(released.values()))
+    rows = await connection.fetch(QUERIES["waited_for_limits"], *keys)
     return {(TenantId(row["tenant_id"]), row["key"]): row["permits"] for row in rows}
 
 

@@ -168,12 +168,22 @@ WITH permitted AS MATERIALIZED (
 SELECT job_id, pool, tenant_id, concurrency_key AS key, batch_id, follow_up FROM moved;
 
 -- name: release_permits
--- Takes permits back and answers how many each key now has left. The update is the lock, in the order of the keys, and
--- whoever waited for it reads what the last holder did; what that one parked is seen by the next statement.
+-- Takes permits back. The update is the lock, in the order of the keys, and whoever waited for it reads what the last
+-- holder did; what that one parked is seen by the next statement.
 UPDATE limits AS l SET in_use = greatest(0, l.in_use - d.permits)
 FROM (SELECT * FROM unnest($1::int[], $2::text[], $3::int[]) AS k (tenant_id, key, permits) ORDER BY 1, 2) AS d
-WHERE l.tenant_id = d.tenant_id AND l.key = d.key
-RETURNING l.tenant_id, l.key, l.concurrency - l.in_use AS permits;
+WHERE l.tenant_id = d.tenant_id AND l.key = d.key;
+
+-- name: waited_for_limits
+-- Those of the keys, locked by the caller, that jobs wait for, and the permits that each has left.
+SELECT k.tenant_id, k.key, l.concurrency - l.in_use AS permits
+FROM unnest($1::int[], $2::text[]) AS k (tenant_id, key)
+CROSS JOIN LATERAL (
+    SELECT 1 FROM parked WHERE reason = 'limit' AND tenant_id = k.tenant_id AND concurrency_key = k.key LIMIT 1
+) AS waiting
+CROSS JOIN LATERAL (
+    SELECT concurrency, in_use FROM limits WHERE tenant_id = k.tenant_id AND key = k.key OFFSET 0
+) AS l;
 
 -- name: add_permits
 UPDATE limits AS l SET in_use = l.in_use + d.permits
