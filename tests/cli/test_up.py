@@ -110,7 +110,7 @@ def test_whole_life_on_embedded_servers(data_dir: Path) -> None:
 def _listen(service_manager: socket.socket) -> str:
     service_manager.bind("")
     service_manager.settimeout(DEADLINE_S)
-    return "@" + service_manager.getsockname()[1:].decode()
+    return f"@{service_manager.getsockname()[1:].decode()}"
 
 
 def test_dead_role_is_restarted(data_dir: Path, urls: dict[str, str]) -> None:

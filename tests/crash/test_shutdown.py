@@ -48,10 +48,11 @@ async def test_shutdowns_under_full_load_keep_the_grace_period_and_fail_nothing(
                 await anyio.sleep(0.01)
         supervisor.send_signal(signal.SIGTERM)
         told_at = time.monotonic()
-        # What outlasts the grace period is given back at its end.
-        with anyio.fail_after(GRACE_S + MARGIN_S):
-            assert await anyio.to_thread.run_sync(supervisor.wait) == 0
-        record_testsuite_property("shutdown_s", round(time.monotonic() - told_at, 2))
+        assert await anyio.to_thread.run_sync(supervisor.wait) == 0
+        took_s = time.monotonic() - told_at
+        record_testsuite_property("shutdown_s", round(took_s, 2))
+        # What would outlast the grace period was given back near its end.
+        assert took_s < GRACE_S + MARGIN_S
     assert {job.state for job in await scene.ended(ids, *JobState)} <= KEPT
     async with scene.db.acquire() as connection:
         assert await connection.fetchval("SELECT count(*) FROM history WHERE state = 'failed'") == 0
