@@ -85,6 +85,7 @@ class Runner:
             )
         )
         self._lanes: Lanes[Waiting] | None = None
+        self._head = ledger.Head()
         self._cancelled: set[UUID] = set()
         self._durations: defaultdict[str, list[float]] = defaultdict(list)
         self._is_draining = False
@@ -195,6 +196,7 @@ class Runner:
                     list(self._kinds),
                     room,
                     alone_ok=alone_ok,
+                    head=self._head,
                 )
         except PASSING as error:
             log.warning("claim_waits", error=str(error))
