@@ -17,7 +17,7 @@ from jobs.kinds import KindRegistry
 from jobs.model import SlotId
 from runtime import metrics
 from runtime.logs import logger
-from runtime.postgres import UNREACHABLE, Connection, Pool
+from runtime.postgres import PASSING, Connection, Pool
 from runtime.redis import Client
 from runtime.settings import Settings
 
@@ -83,7 +83,7 @@ class Sweeper:
                 # A drain that cuts a transaction in two leaves its end to the server's timeout.
                 with anyio.move_on_after(ROUND_MAX_S, shield=True):
                     await self.sweep()
-            except UNREACHABLE as error:
+            except PASSING as error:
                 self._watch.restart()
                 log.warning("sweep_waits", error=str(error))
             except Exception:
