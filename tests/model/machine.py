@@ -253,6 +253,14 @@ class LedgerMachine(Witness):
         self.slots[index] = self.world.slot()
         self.compare()
 
+    @rule(pick=picks, times=st.integers(2, 4), limit=st.integers(1, 3))
+    def slots_keep_dying(self, pick: int, times: int, limit: int) -> None:
+        """Whatever is first in line kills its slot again and again."""
+        for _ in range(times):
+            slot = self.slot_of(pick)
+            self.claimed(slot, limit, alone_ok=not self.in_hand(slot))
+            self.slot_dies(pick, [True] * limit, again=False)
+
     async def _rescue(self, slot: SlotId, started: frozenset[UUID]) -> None:
         await slots.rescue(self.world.pool, slot, started=started, kinds=KINDS, now=self.now)
 
