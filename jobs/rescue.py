@@ -90,6 +90,14 @@ async def rescue(
     return tally.total()
 
 
+async def holds(connection: Connection, slot_id: SlotId) -> list[ClaimedJob]:
+    """What a slot holds, without payloads; ended or not."""
+    found: list[ClaimedJob] = []
+    while rows := await _held(connection, slot_id, found[-1].id if found else UUID(int=0)):
+        found += [_claimed(row, slot_id) for row in rows]
+    return found
+
+
 async def _held(connection: Connection, slot_id: SlotId, after: UUID) -> Sequence[asyncpg.Record]:
     return await connection.fetch(QUERIES["held_by_slot"], slot_id, after, BATCH)
 

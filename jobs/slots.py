@@ -9,7 +9,7 @@ from uuid import UUID
 import asyncpg
 
 from jobs.model import SlotId
-from jobs.rescue import rescue
+from jobs.rescue import holds, rescue
 from runtime.postgres import Connection
 from runtime.processes import Identity
 from runtime.sql import load_queries
@@ -25,6 +25,7 @@ __all__ = [
     "connection_role",
     "end",
     "ended_holding",
+    "holds",
     "live",
     "register",
     "rescue",

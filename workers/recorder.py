@@ -34,13 +34,15 @@ log = logger("recorder")
 
 @dataclass(frozen=True, slots=True)
 class Book:
-    """What the recorder writes with. `on_commit` is called when there is room for more."""
+    """What the recorder writes with. `on_commit` is told what is recorded: there is room for
+    more.
+    """
 
     postgres: Pool
     announcer: Announcer
     kinds: KindRegistry
     slot_id: SlotId
-    on_commit: Callable[[], None]
+    on_commit: Callable[[Sequence[Ended]], None]
     backoff: Backoff = field(default_factory=Backoff)
 
 
@@ -91,7 +93,7 @@ class Recorder:
             recorded = await self._commit(batch)
             self._in_commit -= len(batch)
             self._more.set()
-            self._book.on_commit()
+            self._book.on_commit(batch)
             _count(batch, recorded)
             self._tell(batch, recorded)
 

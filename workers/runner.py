@@ -8,6 +8,7 @@ blocks on its pool's queue; while Redis is away it polls.
 
 import time
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 from uuid import UUID
@@ -23,10 +24,11 @@ from jobs.model import ClaimedJob, SlotId
 from jobs.outcomes import Backoff, Cancelled, Ending, Failed, Released
 from runtime import metrics
 from runtime.logs import logger
-from runtime.postgres import PASSING
+from runtime.postgres import PASSING, SILENCE_S
 from runtime.redis import Client
 from workers.board import Board, Started
 from workers.execution import InHand, StopReason, execute, prepare, stopped
+from workers.holdings import Holdings
 from workers.lanes import Lanes
 from workers.pace import Pace
 from workers.recorder import Book, Recorder
@@ -80,9 +82,15 @@ class Runner:
                 self._announcer,
                 services.kinds,
                 post.slot_id,
-                self._make_room,
+                self._recorded,
                 Backoff(settings.backoff_s, settings.backoff_max_s),
             )
+        )
+        self._holdings = Holdings(
+            services.postgres,
+            post.slot_id,
+            give_back=self._give_back,
+            patience_s=settings.statement_timeout_s + SILENCE_S,
         )
         self._lanes: Lanes[Waiting] | None = None
         self._head = ledger.Head()
@@ -106,6 +114,7 @@ class Runner:
             recording.start_soon(self._recorder.run)
             async with anyio.create_task_group() as watching:
                 watching.start_soon(self._watch)
+                watching.start_soon(self._holdings.watch)
                 async with anyio.create_task_group() as running:
                     lanes = Lanes(running, self._run_next, self._pace.at_once)
                     self._lanes = lanes
@@ -180,25 +189,33 @@ class Runner:
         if len(self.in_hand) + len(lanes.waiting) > self._pace.at_once * 3 // 4:
             await anyio.sleep(GATHER_S)
 
-    def _make_room(self) -> None:
+    def _recorded(self, batch: Sequence[Ended]) -> None:
+        self._holdings.remove([ended.job.token for ended in batch])
         if self._needs_room:
             self._freed.set()
+
+    def _give_back(self, job: ClaimedJob) -> None:
+        self._recorder.add(Ended(job, Released("the answer to its claim was lost"), 0.0))
 
     async def _claim(self, room: int, *, alone_ok: bool) -> list[ClaimedJob]:
         """Claim up to `room` jobs; nothing while Postgres is away."""
         post = self.post
         try:
-            async with post.services.postgres.acquire() as connection:
-                jobs = await ledger.claim(
-                    connection,
-                    post.slot_id,
-                    post.pool,
-                    list(self._kinds),
-                    room,
-                    alone_ok=alone_ok,
-                    head=self._head,
-                )
+            async with self._holdings.claiming:
+                async with post.services.postgres.acquire() as connection:
+                    jobs = await ledger.claim(
+                        connection,
+                        post.slot_id,
+                        post.pool,
+                        list(self._kinds),
+                        room,
+                        alone_ok=alone_ok,
+                        head=self._head,
+                    )
+                # Not before the connection is given back, which may fail as well.
+                self._holdings.add(jobs)
         except PASSING as error:
+            self._holdings.doubt()
             log.warning("claim_waits", error=str(error))
             await anyio.sleep(post.services.settings.poll_s)
             return []

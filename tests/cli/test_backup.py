@@ -11,7 +11,6 @@ from urllib.parse import urlsplit
 
 import asyncpg
 import pytest
-from redis.asyncio import Redis
 
 from corpus import documents
 from corpus.model import Page
@@ -20,6 +19,7 @@ from jobs.events import EventScope
 from jobs.model import DEFAULT_TENANT
 from runtime.migrate import migrate
 from runtime.postgres import Pool
+from runtime.redis import Client
 from tests.jobs.desk import Desk, audit, probe
 from tests.support.session_servers import WorkerServers, with_path
 
@@ -227,7 +227,7 @@ async def test_server_that_does_not_answer_is_exit_code_3(data_dir: Path, tmp_pa
 
 
 async def test_queued_jobs_are_announced_again(
-    full: Desk, source: CommandLine, redis: Redis
+    full: Desk, source: CommandLine, redis: Client
 ) -> None:
     await redis.flushdb()
     done = source.run("rebuild", "dispatch", "--json")

@@ -10,7 +10,6 @@ from uuid import UUID
 import anyio
 import pytest
 from pydantic import ValidationError
-from redis.asyncio import Redis
 
 from jobs import dispatch, ledger, lookup
 from jobs.kinds import KindRegistry, load_kinds
@@ -18,6 +17,7 @@ from jobs.live import CHANNEL
 from jobs.model import DEFAULT_TENANT, Job, JsonObject, NewJob
 from jobs.states import JobState
 from runtime.postgres import Pool
+from runtime.redis import Client
 from runtime.settings import Settings
 from tests.support.repository import ROOT
 
@@ -55,7 +55,7 @@ async def _worker(settings: Settings) -> AsyncIterator[None]:
                 await process.wait()
 
 
-async def _submit(db: Pool, redis: Redis, kinds: KindRegistry, text: str) -> UUID:
+async def _submit(db: Pool, redis: Client, kinds: KindRegistry, text: str) -> UUID:
     payload: JsonObject = {"text": text, "top": 2}
     async with db.acquire() as connection, connection.transaction():
         [accepted] = await ledger.enqueue(
@@ -65,7 +65,7 @@ async def _submit(db: Pool, redis: Redis, kinds: KindRegistry, text: str) -> UUI
     return accepted.id
 
 
-async def _ended(db: Pool, redis: Redis, job_id: UUID) -> Job:
+async def _ended(db: Pool, redis: Client, job_id: UUID) -> Job:
     """The job once it is terminal, read again whenever the live channel says something."""
     async with AsyncExitStack() as stack:
         channel = await stack.enter_async_context(redis.pubsub(ignore_subscribe_messages=True))
@@ -81,7 +81,7 @@ async def _ended(db: Pool, redis: Redis, job_id: UUID) -> Job:
 
 @pytest.mark.journey
 async def test_example_runs_in_its_own_pool(
-    db: Pool, redis: Redis, settings: Settings, kinds: KindRegistry
+    db: Pool, redis: Client, settings: Settings, kinds: KindRegistry
 ) -> None:
     counted = await _submit(db, redis, kinds, TEXT)
     wordless = await _submit(db, redis, kinds, "12 34")

@@ -8,8 +8,6 @@ from functools import cache
 from typing import Any, cast
 from uuid import UUID, uuid4
 
-from redis.asyncio import Redis
-
 from corpus import documents
 from corpus.model import Page, Put
 from engines.embed import Embedder, load_embedder
@@ -21,6 +19,7 @@ from jobs.model import DEFAULT_TENANT, JsonObject, NewJob
 from jobs.outcomes import Completed, Ending, Failed
 from jobs.results import Ended
 from runtime.postgres import Pool
+from runtime.redis import Client
 from runtime.settings import Settings
 from workers.execution import prepare
 from workers.handlers import crawl, embed, generate, index, ingest, probe
@@ -51,7 +50,7 @@ class Desk:
     """A slot's view of one data directory."""
 
     postgres: Pool
-    redis: Redis
+    redis: Client
     settings: Settings
     engines: dict[str, object] = field(default_factory=lambda: {"embed": embedder()})
 

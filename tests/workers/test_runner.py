@@ -2,7 +2,8 @@
 
 import os
 from collections.abc import AsyncIterator
-from uuid import uuid4
+from typing import Any
+from uuid import UUID, uuid4
 
 import anyio
 import asyncpg
@@ -11,7 +12,8 @@ import pytest
 from jobs import ledger, slots
 from jobs.kinds import load_kinds
 from jobs.live import LiveStream
-from jobs.model import DEFAULT_TENANT, NewJob
+from jobs.model import DEFAULT_TENANT, ClaimedJob, NewJob
+from runtime.errors import PostgresAwayError
 from runtime.postgres import Pool
 from runtime.redis import Client
 from runtime.settings import Settings
@@ -98,3 +100,30 @@ def test_an_exclusive_pool_holds_one_job_unless_they_are_short() -> None:
     for _ in range(100):
         pace.ran(0.005)
     assert pace.room(0, 1) == 8
+
+
+async def test_jobs_of_a_claim_whose_answer_was_lost_are_given_back(
+    db: Pool, runner: Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with db.acquire() as connection:
+        await ledger.enqueue(connection, DEFAULT_TENANT, [NewJob("probe", {})] * 3, kinds=KINDS)
+    claim, lost = ledger.claim, list[UUID]()
+
+    async def claim_but_lose_the_answer(*args: Any, **options: Any) -> list[ClaimedJob]:
+        jobs = await claim(*args, **options)
+        if not lost and jobs:
+            lost.extend(job.id for job in jobs)
+            message = "connection was closed in the middle of operation"
+            raise PostgresAwayError(message)
+        return jobs
+
+    monkeypatch.setattr(ledger, "claim", claim_but_lose_the_answer)
+    with anyio.fail_after(30):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(runner.run)
+            await until_finished(db, 3)
+            runner.drain()
+    attempts = await db.fetch("SELECT job_id, outcome FROM attempts")
+    assert {row["job_id"] for row in attempts} == set(lost)
+    assert {row["outcome"] for row in attempts} == {"released"}
+    assert {row["failures"] for row in await db.fetch("SELECT failures FROM history")} == {0}
