@@ -169,10 +169,11 @@ SELECT job_id, pool, tenant_id, concurrency_key AS key, batch_id, follow_up FROM
 
 -- name: release_permits
 -- Takes permits back. The update is the lock, in the order of the keys, and whoever waited for it reads what the last
--- holder did; what that one parked is seen by the next statement.
+-- holder did; what that one parked is seen by the next statement. Equality would let the planner hash the keys and lock
+-- in the order of the table, and two writers with the same keys wait for each other; pairs leave it the index only.
 UPDATE limits AS l SET in_use = greatest(0, l.in_use - d.permits)
 FROM (SELECT * FROM unnest($1::int[], $2::text[], $3::int[]) AS k (tenant_id, key, permits) ORDER BY 1, 2) AS d
-WHERE l.tenant_id = d.tenant_id AND l.key = d.key;
+WHERE (l.tenant_id, l.key) >= (d.tenant_id, d.key) AND (l.tenant_id, l.key) <= (d.tenant_id, d.key);
 
 -- name: waited_for_limits
 -- Those of the keys, locked by the caller, that jobs wait for, and the permits that each has left.
