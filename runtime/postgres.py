@@ -169,7 +169,9 @@ def _is_closed(error: object, connection: "Connection | None") -> bool:
 
 
 def _away(error: BaseException) -> PostgresAwayError:
-    return PostgresAwayError(f"Postgres is away: {str(error) or type(error).__name__}")
+    # An error of asyncpg's without a message cannot even be turned into text.
+    said = str(error) if error.args else ""
+    return PostgresAwayError(f"Postgres is away: {said or type(error).__name__}")
 
 
 async def connect(

@@ -122,14 +122,20 @@ class Settings(BaseSettings):
     recycle_rss_mb: int = Field(
         2048,
         ge=0,
-        le=1_048_576,
+        le=1_000_000,
         description="MiB of memory of its own beyond which a slot is renewed; 0: never.",
     )
     recycle_jobs: int = Field(
-        0, ge=0, description="Jobs after which a slot is renewed; 0: however many."
+        0,
+        ge=0,
+        le=100_000_000,
+        description="Jobs after which a slot is renewed; 0: however many.",
     )
     recycle_age_s: float = Field(
-        86400.0, ge=0, description="Seconds after which a slot is renewed; 0: never."
+        86400.0,
+        ge=0,
+        le=1_000_000,
+        description="Seconds after which a slot is renewed; 0: never.",
     )
     backoff_s: float = Field(
         2.0, ge=0.001, le=3600, description="Longest pause before the first retry; then doubles."

@@ -106,15 +106,16 @@ async def test_an_open_batch_takes_each_part_once_until_it_is_sealed(desk: Desk)
         batch_id = await batches.create(connection, DEFAULT_TENANT, NewBatch(BatchState.OPEN))
 
         async def append(part: str, *jobs: NewJob, content: bytes = b"1") -> batches.Appended:
-            return await batches.append(
-                connection,
-                DEFAULT_TENANT,
-                batch_id,
-                spooled(*jobs),
-                part_key=part,
-                request_hash=content,
-                kinds=desk.kinds,
-            )
+            with spooled(*jobs) as spool:
+                return await batches.append(
+                    connection,
+                    DEFAULT_TENANT,
+                    batch_id,
+                    spool,
+                    part_key=part,
+                    request_hash=content,
+                    kinds=desk.kinds,
+                )
 
         first = await append("p1", probe(custom_id="a"), probe())
         again = await append("p1", probe(custom_id="a"), probe())

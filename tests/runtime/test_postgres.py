@@ -70,3 +70,9 @@ async def test_connection_that_asyncpg_lost_track_of_is_an_outage(db: Pool) -> N
         async with db.acquire():
             raise asyncpg.InternalClientError("cannot switch to state 15; another is in progress")
     assert await db.fetchval("SELECT 1") == 1
+
+
+async def test_a_lost_connection_without_a_message_is_named(db: Pool) -> None:
+    with pytest.raises(PostgresAwayError, match="ConnectionDoesNotExistError"):
+        async with db.acquire():
+            raise asyncpg.ConnectionDoesNotExistError
