@@ -16,11 +16,16 @@ type Ready = Mapping[str, tuple[UUID, ...]]
 class Ended(NamedTuple):
     """An attempt that ended. `waited_s` lies between claim and start, by the slot's monotonic
     clock.
+
+    `text` is its result as JSON, if that was serialised already, and `size` how many bytes it will
+    write, where they are many (`jobs.rulings.pack`).
     """
 
     job: ClaimedJob
     ending: Ending
     waited_s: float = 0.0
+    text: bytes | None = None
+    size: int = 0
 
 
 @dataclass(frozen=True, slots=True)

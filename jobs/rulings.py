@@ -1,6 +1,7 @@
 """Decides what the end of an attempt means for its job. Pure: no database, no clock."""
 
 import random
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum
 from typing import Literal, NamedTuple, assert_never
@@ -8,7 +9,7 @@ from typing import Literal, NamedTuple, assert_never
 import orjson
 
 from jobs.model import ClaimedJob, JsonValue, NewJob
-from jobs.outcomes import Backoff, Cancelled, Completed, Failed, Problem, Released
+from jobs.outcomes import Backoff, Cancelled, Completed, Ending, Failed, Problem, Released
 from jobs.results import Ended
 from jobs.states import JobState
 
@@ -19,6 +20,8 @@ LOSSES_MAX = 3
 LOSSES_ALONE = 2
 # So many attempts may end with their supervisor or host, or in a drain, before that counts.
 INTERRUPTIONS_FREE = 5
+# What an ending of up to so many bytes keeps in memory is bounded by the number of endings.
+_SMALL_BYTES = 4096
 
 
 class Suspicion(Enum):
@@ -63,12 +66,44 @@ class GiveBack:
 type Ruling = Finish | BackOff | GiveBack
 
 
+def pack(job: ClaimedJob, ending: Ending, waited_s: float) -> Ended:
+    """An ending as it may wait for its commit, in memory that is counted: the result as text, or as
+    the failure that an unfit one is.
+    """
+    if isinstance(ending, Completed):
+        text = _serialised(ending.result)
+        if isinstance(text, Problem):
+            return Ended(job, Failed(text), waited_s)
+        if ending.follow_ups or (text is not None and len(text) > _SMALL_BYTES):
+            return _pack_large(job, ending, waited_s, text)
+        return Ended(job, ending, waited_s, text)
+    if isinstance(ending, Failed) and len(ending.problem.detail) > _SMALL_BYTES:
+        problem = ending.problem
+        detail = problem.detail[:DETAIL_CHARS_MAX]
+        ending = Failed(Problem(problem.type, detail, problem.retryable, problem.after_s))
+        return Ended(job, ending, waited_s, size=len(detail))
+    return Ended(job, ending, waited_s)
+
+
+def _pack_large(job: ClaimedJob, ending: Completed, waited_s: float, text: bytes | None) -> Ended:
+    size = len(text or b"")
+    for follow_up in ending.follow_ups:
+        # What cannot be serialised is refused when it is enqueued.
+        with suppress(TypeError):
+            size += len(orjson.dumps(follow_up.payload))
+    return Ended(job, Completed(None, ending.follow_ups), waited_s, text, size)
+
+
 def rule(ended: Ended, backoff: Backoff, rng: random.Random) -> Ruling:
     """What becomes of the job."""
     job, waited_s = ended.job, max(0.0, ended.waited_s)
     match ended.ending:
         case Completed(result, follow_ups):
-            return _complete(job, waited_s, result, follow_ups)
+            text = _serialised(result) if ended.text is None else ended.text
+            if isinstance(text, Problem):
+                return Finish(job, waited_s, JobState.FAILED, error=_as_text(text))
+            stored = None if text is None else text.decode()
+            return Finish(job, waited_s, JobState.SUCCEEDED, stored, None, follow_ups)
         case Failed(problem):
             return _fail(job, waited_s, problem, backoff=backoff, rng=rng)
         case Cancelled(reason):
@@ -105,28 +140,29 @@ def lost(job: ClaimedJob, suspicion: Suspicion, reason: str) -> Ruling:
 
 def bad_result(job: ClaimedJob, waited_s: float, detail: str) -> Finish:
     """The job fails because what it returned cannot be stored."""
+    return Finish(job, waited_s, JobState.FAILED, error=_as_text(_bad_result(detail)))
+
+
+def _bad_result(detail: str) -> Problem:
     facts = f"what the handler returned cannot be stored: {detail}"
-    problem = Problem("bad_result", facts, retryable=False)
-    return Finish(job, waited_s, JobState.FAILED, error=_as_text(problem))
+    return Problem("bad_result", facts, retryable=False)
 
 
-def _complete(
-    job: ClaimedJob, waited_s: float, result: JsonValue, follow_ups: tuple[NewJob, ...]
-) -> Finish:
+def _serialised(result: JsonValue) -> bytes | Problem | None:
+    """A result as JSON text; None for none, or why it cannot be stored."""
     if result is None:
-        return Finish(job, waited_s, JobState.SUCCEEDED, follow_ups=follow_ups)
+        return None
     try:
         text = orjson.dumps(result)
     except TypeError as error:
-        return bad_result(job, waited_s, str(error))
+        return _bad_result(str(error))
     if len(text) > RESULT_BYTES_MAX:
         detail = (
             f"the result has {len(text)} bytes, more than {RESULT_BYTES_MAX}: "
             "store it and return where it is"
         )
-        problem = Problem("result_too_large", detail, retryable=False)
-        return Finish(job, waited_s, JobState.FAILED, error=_as_text(problem))
-    return Finish(job, waited_s, JobState.SUCCEEDED, text.decode(), None, follow_ups)
+        return Problem("result_too_large", detail, retryable=False)
+    return text
 
 
 def _fail(

@@ -3,13 +3,14 @@ next.
 
 No timer: one job alone is committed at once, five hundred share one commit. An ended job stays here
 until its outcome is committed, through a Postgres outage too: it is held by this slot as long as
-that.
+that. So what ends is counted, in jobs and in bytes.
 """
 
 import random
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 
 import anyio
 
@@ -17,13 +18,20 @@ from jobs import batches, ledger
 from jobs.announcer import Announcer
 from jobs.kinds import KindRegistry
 from jobs.ledger import Ended, Recorded
-from jobs.model import SlotId, TenantId
-from jobs.outcomes import Backoff
+from jobs.model import ClaimedJob, SlotId, TenantId
+from jobs.outcomes import Backoff, Ending
+from jobs.rulings import pack
 from runtime import metrics
 from runtime.logs import logger
 from runtime.postgres import PASSING, Pool
 
 BATCH_MAX = 500
+# What one statement may be asked to write within its timeout; a bigger ending goes alone.
+BATCH_BYTES_MAX = 16 * 1024 * 1024
+# Ended jobs that may wait for their commit before the slot claims no more, and what they may keep
+# in memory before it begins no more.
+UNRECORDED_MAX = 1000
+UNRECORDED_BYTES_MAX = 64 * 1024 * 1024
 # While one batch is being committed, a second one goes beside it once it is worth a commit.
 BESIDE_MIN = 250
 WRITERS = 2
@@ -57,6 +65,10 @@ class Recorder:
         self._more = anyio.Event()
         self._closed = False
         self._in_commit = 0
+        self._bytes = 0
+        # Whether the unrecorded endings keep so much memory that no further job may begin.
+        self.is_heavy = False
+        self._lighter = anyio.Event()
         # Jitter of retries only.
         self._rng = random.Random()  # noqa: S311
 
@@ -65,8 +77,16 @@ class Recorder:
         """Jobs that have ended and are not committed yet: who claims bounds them."""
         return len(self._ended) + self._in_commit
 
-    def add(self, ended: Ended) -> None:
+    async def lightened(self) -> None:
+        """Wait until it is not heavy."""
+        while self.is_heavy:
+            await self._lighter.wait()
+
+    def add(self, job: ClaimedJob, ending: Ending, waited_s: float) -> None:
         """Queue an ended job."""
+        ended = pack(job, ending, waited_s)
+        if ended.size:
+            self._weigh(ended.size)
         self._ended.append(ended)
         if len(self._ended) == (BESIDE_MIN if self._in_commit else 1):
             self._more.set()
@@ -88,14 +108,34 @@ class Recorder:
                 self._more = anyio.Event() if self._more.is_set() else self._more
                 await self._more.wait()
                 continue
-            batch, self._ended = self._ended[:BATCH_MAX], self._ended[BATCH_MAX:]
-            self._in_commit += len(batch)
+            batch = self._take()
             recorded = await self._commit(batch)
-            self._in_commit -= len(batch)
-            self._more.set()
+            self._let_go(batch)
             self._book.on_commit(batch)
             _count(batch, recorded)
             self._tell(batch, recorded)
+
+    def _take(self) -> list[Ended]:
+        """The next batch, bounded by jobs and by bytes; one job at least."""
+        count = min(BATCH_MAX, len(self._ended))
+        if self._bytes > BATCH_BYTES_MAX:
+            sizes = accumulate(ended.size for ended in self._ended[:count])
+            count = max(1, sum(size <= BATCH_BYTES_MAX for size in sizes))
+        batch, self._ended = self._ended[:count], self._ended[count:]
+        self._in_commit += count
+        return batch
+
+    def _let_go(self, batch: Sequence[Ended]) -> None:
+        self._in_commit -= len(batch)
+        self._more.set()
+        if self._bytes:
+            self._weigh(-sum([ended.size for ended in batch]))
+            self._lighter.set()
+            self._lighter = anyio.Event()
+
+    def _weigh(self, size: int) -> None:
+        self._bytes += size
+        self.is_heavy = self._bytes >= UNRECORDED_BYTES_MAX
 
     async def _commit(self, batch: Sequence[Ended]) -> Recorded:
         """Record a batch, waiting out an outage."""

@@ -9,6 +9,7 @@ blocks on its pool's queue; while Redis is away it polls.
 import time
 from collections import defaultdict
 from collections.abc import Sequence
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import NamedTuple
 from uuid import UUID
@@ -31,12 +32,10 @@ from workers.execution import InHand, StopReason, execute, prepare, stopped
 from workers.holdings import Holdings
 from workers.lanes import Lanes
 from workers.pace import Pace
-from workers.recorder import Book, Recorder
+from workers.recorder import UNRECORDED_MAX, Book, Recorder
 from workers.run import Services
 from workers.wakeups import WakeUps
 
-# Ended jobs that may wait for their commit before the slot claims no more.
-UNRECORDED_MAX = 1000
 # With little room, a slot waits so long for more: a claim costs the same for one job as for ten.
 GATHER_S = 0.002
 WATCH_S = 0.1
@@ -94,6 +93,8 @@ class Runner:
         )
         self._lanes: Lanes[Waiting] | None = None
         self._head = ledger.Head()
+        # In a lane, and not begun: its turn comes later.
+        self._unbegun: dict[UUID, anyio.CancelScope] = {}
         self._cancelled: set[UUID] = set()
         self._durations: defaultdict[str, list[float]] = defaultdict(list)
         self._is_draining = False
@@ -119,6 +120,7 @@ class Runner:
                     lanes = Lanes(running, self._run_next, self._pace.at_once)
                     self._lanes = lanes
                     await self._claim_until_drained(lanes)
+                    self._give_back_unbegun(lanes)
                     lanes.close()
                 watching.cancel_scope.cancel()
             self._observe()
@@ -146,11 +148,15 @@ class Runner:
             in_hand.stop(StopReason.SHUTDOWN)
 
     def cancel(self, job_id: UUID) -> None:
-        """Stop a job whose cancellation was requested, running or not begun."""
+        """Stop a job whose cancellation was requested; one that has not begun ends at once."""
         if (in_hand := self.in_hand.get(job_id)) is not None:
             in_hand.stop(StopReason.CANCEL)
-        elif self._lanes is not None and any(job.id == job_id for job, _ in self._lanes.waiting):
+        elif (scope := self._unbegun.get(job_id)) is not None:
             self._cancelled.add(job_id)
+            scope.cancel()
+        elif self._lanes is not None:
+            for waiting in self._lanes.withdraw(lambda waiting: waiting.job.id == job_id):
+                self._end_unbegun(waiting, Cancelled("cancelled by request"))
 
     # -- claiming
 
@@ -160,7 +166,8 @@ class Runner:
             if room < 1:
                 await self._wait_for_room(lanes)
                 continue
-            jobs = await self._claim(room, alone_ok=not lanes.waiting and not self.in_hand)
+            is_empty = not (lanes.waiting or self._unbegun or self.in_hand)
+            jobs = await self._claim(room, alone_ok=is_empty)
             self._pace.claimed()
             self._wake_ups.found(len(jobs))
             claimed_ns = time.monotonic_ns()
@@ -173,11 +180,11 @@ class Runner:
         """How many jobs to claim now. Nothing beside a suspect, and nothing while Postgres takes no
         records: then what has ended would pile up here.
         """
-        waiting, running = len(lanes.waiting), len(self.in_hand)
+        waiting, running = len(lanes.waiting) + len(self._unbegun), len(self.in_hand)
         if self._has_suspect and (waiting or running):
             return 0
         self._has_suspect = False
-        if self._recorder.unrecorded >= UNRECORDED_MAX:
+        if self._recorder.unrecorded >= UNRECORDED_MAX or self._recorder.is_heavy:
             return 0
         return self._pace.room(waiting, running)
 
@@ -195,7 +202,7 @@ class Runner:
             self._freed.set()
 
     def _give_back(self, job: ClaimedJob) -> None:
-        self._recorder.add(Ended(job, Released("the answer to its claim was lost"), 0.0))
+        self._recorder.add(job, Released("the answer to its claim was lost"), 0.0)
 
     async def _claim(self, room: int, *, alone_ok: bool) -> list[ClaimedJob]:
         """Claim up to `room` jobs; nothing while Postgres is away."""
@@ -241,13 +248,43 @@ class Runner:
 
     async def _run_next(self, waiting: Waiting, scope: anyio.CancelScope) -> None:
         kind = self._kinds[waiting.job.kind]
-        if kind.exclusive:
-            async with self._one_at_a_time:
-                await self._run_now(waiting, kind, scope)
+        if kind.exclusive or self._recorder.is_heavy:
+            await self._run_in_turn(waiting, kind, scope)
         else:
             await self._run_now(waiting, kind, scope)
         if self._needs_room:
             self._freed.set()
+
+    async def _run_in_turn(self, waiting: Waiting, kind: Kind, scope: anyio.CancelScope) -> None:
+        """Run a job that may have to wait: for room for its ending, for the exclusive one that
+        runs.
+        """
+        job_id = waiting.job.id
+        self._unbegun[job_id] = scope
+        async with AsyncExitStack() as turn:
+            try:
+                await self._recorder.lightened()
+                if kind.exclusive:
+                    await turn.enter_async_context(self._one_at_a_time)
+            except anyio.get_cancelled_exc_class():
+                # Not to begin at all, unless it is the slot itself that ends.
+                if (ending := self._refusal(waiting.job)) is not None:
+                    self._end_unbegun(waiting, ending)
+                raise
+            finally:
+                del self._unbegun[job_id]
+            await self._run_now(waiting, kind, scope)
+
+    def _end_unbegun(self, waiting: Waiting, ending: Ending) -> None:
+        waited_s = (time.monotonic_ns() - waiting.claimed_ns) * 1e-9
+        self._recorder.add(waiting.job, ending, waited_s)
+
+    def _give_back_unbegun(self, lanes: Lanes[Waiting]) -> None:
+        """A slot that drains keeps nobody waiting for what still runs in it."""
+        for waiting in lanes.withdraw(lambda _: True):
+            self._end_unbegun(waiting, Released("shutdown"))
+        for scope in self._unbegun.values():
+            scope.cancel()
 
     async def _run_now(self, waiting: Waiting, kind: Kind, scope: anyio.CancelScope) -> None:
         """Run a job whose turn has come, unless the slot drains or the job was cancelled."""
@@ -262,7 +299,7 @@ class Runner:
             else:
                 in_hand = InHand(run, kind, *self._begin(job, kind, now_ns), scope)
                 ending = await self._execute(in_hand, waited_s)
-        self._recorder.add(Ended(job, ending, waited_s))
+        self._recorder.add(job, ending, waited_s)
 
     def _refusal(self, job: ClaimedJob) -> Ending | None:
         """Why a job is not to begin."""
@@ -290,7 +327,7 @@ class Runner:
         except anyio.get_cancelled_exc_class():
             # Told to stop, unless it is the slot itself that ends. The lane deals with the rest.
             if in_hand.reason is not None:
-                self._recorder.add(Ended(job, stopped(in_hand), waited_s))
+                self._recorder.add(job, stopped(in_hand), waited_s)
             raise
         finally:
             ran_s = time.perf_counter() - in_hand.began

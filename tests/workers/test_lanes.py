@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from contextvars import ContextVar
 
 import anyio
 import pytest
@@ -10,6 +11,8 @@ from anyio.lowlevel import checkpoint
 from workers.lanes import SLICE_S, Lanes
 
 pytestmark = pytest.mark.anyio
+
+LEFT_BEHIND = ContextVar("left_behind", default=-1)
 
 
 class Bench:
@@ -21,11 +24,16 @@ class Bench:
         self.done: list[int] = []
         self.scopes: dict[int, anyio.CancelScope] = {}
         self.gates: dict[int, anyio.Event] = {}
+        self.is_careless = False
+        self.seen: list[int] = []
 
     async def work(self, item: int, scope: anyio.CancelScope) -> None:
         self.begun.append(item)
         self.scopes[item] = scope
         self.now += SLICE_S / 10
+        self.seen.append(LEFT_BEHIND.get())
+        if self.is_careless:
+            LEFT_BEHIND.set(item)
         if (gate := self.gates.get(item)) is not None:
             await gate.wait()
         self.done.append(item)
@@ -125,3 +133,65 @@ async def test_closing_waits_for_what_runs_and_what_waits() -> None:
         bench.gates[0].set()
         bench.gates[5].set()
     assert sorted(bench.done) == list(range(8))
+
+
+@pytest.mark.parametrize("width", [1, 4])
+async def test_what_work_leaves_in_its_context_is_seen_by_no_other(width: int) -> None:
+    bench = Bench()
+    bench.is_careless = True
+    bench.gates = {item: anyio.Event() for item in range(0, 30, 3)}
+    async with bench.lanes(width) as lanes:
+        lanes.offer(range(30))
+        for gate in bench.gates.values():
+            await checkpoint()
+            gate.set()
+        while len(bench.done) < 30:
+            await checkpoint()
+        # Lanes that rested, and whatever is offered from a soiled context.
+        ours = LEFT_BEHIND.set(99)
+        lanes.offer(range(30, 40))
+        LEFT_BEHIND.reset(ours)
+        while len(bench.done) < 40:
+            await checkpoint()
+    assert bench.seen == [-1] * 40
+
+
+async def test_cancelled_work_leaves_nothing_in_the_context_either() -> None:
+    bench = Bench()
+    bench.is_careless = True
+    bench.gates = {0: anyio.Event()}
+    async with bench.lanes(width=1) as lanes:
+        lanes.offer([0, 1])
+        while not bench.begun:
+            await checkpoint()
+        bench.scopes[0].cancel()
+        while not bench.done:
+            await checkpoint()
+    assert bench.seen == [-1, -1]
+
+
+async def test_a_width_is_kept_though_lanes_are_made_anew() -> None:
+    bench = Bench()
+    bench.is_careless = True
+    bench.gates = {item: anyio.Event() for item in range(9)}
+    async with bench.lanes(width=3) as lanes:
+        lanes.offer(range(9))
+        for item in range(9):
+            for _ in range(10):
+                await checkpoint()
+            assert len(bench.begun) - len(bench.done) == min(3, 9 - item)
+            bench.gates[item].set()
+    assert bench.done == list(range(9))
+
+
+async def test_what_waits_can_be_withdrawn_and_the_rest_keeps_its_order() -> None:
+    bench = Bench()
+    bench.gates = {0: anyio.Event()}
+    async with bench.lanes(width=1) as lanes:
+        lanes.offer(range(6))
+        while not bench.begun:
+            await checkpoint()
+        assert lanes.withdraw(lambda item: item % 2 == 0) == [2, 4]
+        assert lanes.withdraw(lambda item: item == 0) == []
+        bench.gates[0].set()
+    assert bench.done == [0, 1, 3, 5]
