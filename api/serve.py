@@ -2,39 +2,49 @@
 proxy.
 """
 
-import errno
 import gc
 import signal
 import socket
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import override
 
 import anyio
 import uvicorn
 from fastapi import FastAPI
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from api.app import create_app
 from api.keys import ensure_admin_key
-from runtime.errors import PortInUseError, XnaiError
+from runtime.listening import BACKLOG, bind
 from runtime.logs import logger
 from runtime.postgres import connect, database_url, wait_reachable
 from runtime.readiness import Notifier
 from runtime.settings import Settings
 
-BACKLOG = 2048
 KEEP_ALIVE_S = 75
+# How long a connection accepted just before the end may take to send its first request.
+FIRST_REQUEST_S = 2.0
+_POLL_S = 0.02
 
 log = logger("api")
 
 
-async def run_api(settings: Settings, notifier: Notifier | None = None) -> None:
+async def run_api(
+    settings: Settings,
+    notifier: Notifier | None = None,
+    listeners: Sequence[socket.socket] = (),
+) -> None:
     """Serve until SIGTERM or SIGINT, then let requests finish for `grace_s`; a second signal ends
-    at once.
+    at once. Without listeners it binds its own.
 
     Raises PortInUseError, NotReachableError or XnaiError with one clear line.
     """
-    with _listen(settings) as listener:
+    with ExitStack() as closing:
+        # Bound before anything is opened: who cannot have the port says so in one line.
+        sockets = list(listeners) or [bind(settings.host, settings.port)]
+        for listener in sockets:
+            closing.enter_context(listener)
         await wait_reachable(database_url(settings), timeout_s=settings.connect_timeout_s)
         await _prepare(settings)
         app = create_app(settings)
@@ -44,9 +54,10 @@ async def run_api(settings: Settings, notifier: Notifier | None = None) -> None:
             server = _Server(_config(app, settings), app, notifier or Notifier())
             async with anyio.create_task_group() as group:
                 group.start_soon(_stop_on_signal, server)
-                host, port = listener.getsockname()[:2]
-                log.info("listening", host=host, port=port)
-                await server.serve(sockets=[listener])
+                for listener in sockets:
+                    host, port = listener.getsockname()[:2]
+                    log.info("listening", host=host, port=port)
+                await server.serve(sockets=sockets)
                 group.cancel_scope.cancel()
 
 
@@ -104,9 +115,31 @@ class _Server(uvicorn.Server):
 
     @override
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """End event streams and long polls first: they would outlast the grace period."""
+        """Answer who was accepted, then end event streams and long polls: they would outlast the
+        grace period.
+        """
+        for server in self.servers:
+            server.close()
+        await self._hear_first_requests()
         self._app.state.services.hub.close()
         await super().shutdown(sockets)
+
+    async def _hear_first_requests(self) -> None:
+        """Uvicorn closes a connection that has not said anything yet: a new client would be reset
+        whose request is on its way.
+        """
+        with anyio.move_on_after(FIRST_REQUEST_S):
+            while True:
+                # First of all: what the loop accepted in this turn it makes known in the next.
+                await anyio.sleep(_POLL_S)
+                silent = any(_is_silent(one) for one in self.server_state.connections)
+                if self.force_exit or not silent:
+                    return
+
+
+def _is_silent(connection: object) -> bool:
+    """Nothing of a first request was heard, or not all of its head."""
+    return isinstance(connection, HttpToolsProtocol) and connection.cycle is None
 
 
 async def _stop_on_signal(server: uvicorn.Server) -> None:
@@ -114,26 +147,3 @@ async def _stop_on_signal(server: uvicorn.Server) -> None:
         async for _ in signals:
             server.force_exit = server.should_exit
             server.should_exit = True
-
-
-@contextmanager
-def _listen(settings: Settings) -> Iterator[socket.socket]:
-    """The listening socket; who cannot have it says why in one line, before anything is opened."""
-    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as listener:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            listener.bind((settings.host, settings.port))
-        except OSError as error:
-            raise _explained(error, settings) from error
-        listener.settimeout(0)
-        yield listener
-
-
-def _explained(error: OSError, settings: Settings) -> XnaiError:
-    place = f"{settings.host}:{settings.port}"
-    if error.errno == errno.EADDRINUSE:
-        return PortInUseError(
-            f"port {settings.port} of {settings.host} is in use: stop its owner, or set XNAI_PORT"
-        )
-    return XnaiError(f"cannot listen on {place} ({error.strerror}): correct XNAI_HOST or XNAI_PORT")

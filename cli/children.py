@@ -5,6 +5,7 @@ Knows how to keep a process alive; what the processes are is said in `cli.up`.
 
 import os
 import signal
+import socket
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -14,6 +15,7 @@ import anyio
 from anyio.abc import Process
 
 from runtime.errors import XnaiError
+from runtime.listening import handing_on
 from runtime.logs import logger
 from runtime.readiness import SOCKET_VARIABLE, ReadinessSocket
 
@@ -38,6 +40,8 @@ class Role:
     module: str = "cli.roles"
     # Drained with the others' users gone: a job in hand may still ask the search role.
     stops_last: bool = False
+    # Serves the socket that `up` holds.
+    listens: bool = False
 
     def __str__(self) -> str:
         return " ".join((self.name, *self.arguments))
@@ -46,8 +50,9 @@ class Role:
 class Child:
     """Keeps one role alive from `keep` to `stop`."""
 
-    def __init__(self, role: Role, environment: Mapping[str, str]) -> None:
+    def __init__(self, role: Role, environment: Mapping[str, str], listener: socket.socket) -> None:
         self.role = role
+        self._listener = listener if role.listens else None
         self._environment = environment
         self._process: Process | None = None
         self._readiness = ReadinessSocket()
@@ -64,12 +69,19 @@ class Child:
         """Start the process."""
         self._is_ready = False
         command = [sys.executable, "-m", "runtime.child", str(os.getpid())]
+        environment = {**self._environment, SOCKET_VARIABLE: self._readiness.address}
+        passed: tuple[int, ...] = ()
+        if self._listener is not None:
+            environment.update(handing_on(self._listener))
+            passed = (self._listener.fileno(),)
         self._process = await anyio.open_process(
             [*command, self.role.module, self.role.name, *self.role.arguments],
             stdin=None,
             stdout=None,
             stderr=None,
-            env={**self._environment, SOCKET_VARIABLE: self._readiness.address},
+            env=environment,
+            # Inheritable in this child alone.
+            pass_fds=passed,
             # Ctrl-C in a terminal is for `up` alone, which then drains in the right order.
             start_new_session=True,
         )
@@ -132,6 +144,9 @@ class Child:
     async def stop(self, grace_s: float) -> None:
         """Drain: SIGTERM, then SIGKILL after `grace_s`; returns when the process is gone."""
         self._stopping = True
+        if self._listener is not None:
+            # Refused from here on, instead of waiting for a process that will not come again.
+            self._listener.close()
         try:
             await self._drain(grace_s)
         finally:

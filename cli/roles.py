@@ -13,6 +13,7 @@ import anyio
 
 from runtime import logs, metrics
 from runtime.errors import XnaiError
+from runtime.listening import inherited
 from runtime.processes import set_title
 from runtime.readiness import Notifier
 from runtime.settings import Settings, load_settings
@@ -37,7 +38,7 @@ def _entry(
         case "api":
             from api.serve import run_api
 
-            return partial(run_api, settings, notifier)
+            return partial(run_api, settings, notifier, inherited())
         case "work":
             from workers.supervisor import run_supervisor
 

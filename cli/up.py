@@ -8,6 +8,7 @@ import fcntl
 import os
 import shutil
 import signal
+import socket
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
@@ -18,10 +19,11 @@ import asyncpg
 from cli.children import Child, Role
 from cli.output import errors
 from runtime.embedded import EmbeddedServers, ServerName
-from runtime.embedded_state import free_port, why_not_free
-from runtime.errors import AlreadyRunningError, DiskFullError, PortInUseError
+from runtime.embedded_state import free_port
+from runtime.errors import AlreadyRunningError, DiskFullError
 from runtime.files import explained, private_folder
 from runtime.groups import only_leaf
+from runtime.listening import bind
 from runtime.logs import logger
 from runtime.migrate import migrate
 from runtime.pools import format_pools
@@ -69,8 +71,11 @@ def _explained(error: BaseException, settings: Settings) -> BaseException:
 
 async def _run_stack(settings: Settings, roles: Sequence[Role] | None, notifier: Notifier) -> None:
     private_folder(settings.data_dir)
-    with _only_one(settings.data_dir):
-        settings = _with_ports(settings)
+    with (
+        _only_one(settings.data_dir),
+        bind(settings.host, settings.port, listens=True) as listener,
+    ):
+        settings = _with_ports(settings, listener)
         os.environ[METRICS_VARIABLE] = str(_fresh_metrics_folder(settings.data_dir))
         async with anyio.create_task_group() as group:
             stop = anyio.Event()
@@ -78,18 +83,23 @@ async def _run_stack(settings: Settings, roles: Sequence[Role] | None, notifier:
             async with _servers(settings, stop) as running:
                 if not stop.is_set():
                     chosen = default_roles(running) if roles is None else roles
-                    await _run_roles(running, chosen, stop, notifier)
+                    await _run_roles(running, chosen, stop, notifier, listener=listener)
             group.cancel_scope.cancel()
 
 
 async def _run_roles(
-    settings: Settings, roles: Sequence[Role], stop: anyio.Event, notifier: Notifier
+    settings: Settings,
+    roles: Sequence[Role],
+    stop: anyio.Event,
+    notifier: Notifier,
+    *,
+    listener: socket.socket,
 ) -> None:
     await wait_reachable(database_url(settings), timeout_s=settings.connect_timeout_s)
     applied = await migrate(database_url(settings))
     log.info("schema_ready", applied=applied)
     environment = {**os.environ, **to_environment(settings)}
-    children = [Child(role, environment) for role in roles]
+    children = [Child(role, environment, listener) for role in roles]
     try:
         for child in children:
             await child.start()
@@ -120,7 +130,7 @@ async def _stop(children: list[Child], grace_s: float) -> None:
 
 def default_roles(settings: Settings) -> list[Role]:
     """Return the processes of a whole stack, in the order in which they are started."""
-    roles = [Role("search-server", stops_last=True), Role("api"), Role("tick")]
+    roles = [Role("search-server", stops_last=True), Role("api", listens=True), Role("tick")]
     # One supervisor for all pools: five of them would cost 220 MB and watch no better (decision
     # 0015). A slot is a process of its own either way.
     pools = tuple(name for name, pool in settings.pools.items() if pool.slots)
@@ -172,15 +182,9 @@ async def _servers(settings: Settings, stop: anyio.Event) -> AsyncIterator[Setti
         await servers.stop()
 
 
-def _with_ports(settings: Settings) -> Settings:
-    """Settle the ports that were left open, and refuse a port that somebody has."""
-    port = settings.port or free_port()
-    if (reason := why_not_free(port, settings.host)) is not None:
-        message = (
-            f"the API cannot listen on {settings.host}:{port} ({reason}): stop what listens there "
-            "(ss -ltnp shows it), or set XNAI_PORT to another port (0 takes a free one)"
-        )
-        raise PortInUseError(message)
+def _with_ports(settings: Settings, listener: socket.socket) -> Settings:
+    """Settle the ports that were left open."""
+    port = listener.getsockname()[1]
     search_port = settings.search_port or free_port()
     # Not as search_url, which would keep the API from asking another host's search role.
     return settings.model_copy(update={"port": port, "search_port": search_port})

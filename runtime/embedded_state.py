@@ -81,20 +81,14 @@ def change_port(data_dir: Path, name: str) -> EmbeddedState:
 
 def is_free(port: int) -> bool:
     """Tell whether a server could listen on this loopback port now."""
-    return why_not_free(port) is None
-
-
-def why_not_free(port: int, host: str = LOOPBACK) -> str | None:
-    """Return why no server could listen there now; None when one could."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family) as probe:
+    with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind((host, port))
+            probe.bind((LOOPBACK, port))
             probe.listen(1)
-        except OSError as error:
-            return error.strerror or str(error)
-    return None
+        except OSError:
+            return False
+    return True
 
 
 def free_port() -> int:

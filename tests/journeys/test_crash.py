@@ -1,7 +1,11 @@
 """Whatever is killed, no accepted job is lost."""
 
+import signal
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
+from http.client import HTTPConnection, HTTPException
+from threading import Event, Thread
+from urllib.parse import urlsplit
 
 import psutil
 import pytest
@@ -109,3 +113,74 @@ def test_a_rolling_restart_of_every_process_under_load_fails_nothing(own_stack: 
             for attempt in api.get(f"/v1/jobs/{job['id']}/attempts")["data"]
         }
     assert outcomes == {"released", "succeeded"}
+
+
+class Visitor(Thread):
+    """A client without retries that connects anew for each request, until it is told to leave."""
+
+    def __init__(self, port: int) -> None:
+        super().__init__(daemon=True)
+        self._port = port
+        self._leaves = Event()
+        self.answered = 0
+        self.refused: list[OSError] = []
+        self.broken: list[Exception] = []
+
+    def run(self) -> None:
+        while not self._leaves.is_set():
+            connection = HTTPConnection("127.0.0.1", self._port, timeout=60)
+            with closing(connection):
+                try:
+                    connection.connect()
+                except OSError as error:
+                    self.refused.append(error)
+                    continue
+                try:
+                    connection.request("GET", "/healthz")
+                    assert connection.getresponse().read() == b'{"status":"ok"}'
+                except (OSError, HTTPException) as error:
+                    self.broken.append(error)
+                else:
+                    self.answered += 1
+
+    def leave(self) -> None:
+        self._leaves.set()
+        self.join(90)
+        assert not self.is_alive()
+
+
+@pytest.mark.timeout(240)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_restart_of_the_api_refuses_no_connection(
+    own_stack: Stack, number: signal.Signals
+) -> None:
+    with own_stack.api() as api:
+        port = urlsplit(api.url).port
+    assert port is not None
+    (old,) = own_stack.titled("api")
+    visitors = [Visitor(port) for _ in range(4)]
+    for visitor in visitors:
+        visitor.start()
+    old.send_signal(number)
+    wait_until(lambda: not old.is_running(), timeout_s=30, what="the API to end")
+    before = [visitor.answered for visitor in visitors]
+    own_stack.wait_ready()
+    for visitor, answered in zip(visitors, before, strict=True):
+        wait_until(lambda v=visitor, n=answered: v.answered > n, timeout_s=30, what="an answer")  # type: ignore[misc] # bound now
+        visitor.leave()
+    assert [visitor.refused for visitor in visitors] == [[]] * len(visitors)
+    broken = [len(visitor.broken) for visitor in visitors]
+    # Killed, it takes the request in hand of each with it.
+    assert max(broken) <= (number == signal.SIGKILL), [visitor.broken for visitor in visitors]
+
+
+def test_nobody_but_up_and_the_api_holds_the_listening_socket(own_stack: Stack) -> None:
+    with own_stack.api() as api:
+        port = urlsplit(api.url).port
+    holders = [
+        process.cmdline()[0]
+        for process in own_stack.processes()
+        for one in process.net_connections("tcp")
+        if one.status == psutil.CONN_LISTEN and one.laddr.port == port
+    ]
+    assert sorted(holders) == ["xnai api", "xnai up"]

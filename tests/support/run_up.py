@@ -16,7 +16,7 @@ _MODULE = "tests.support.stack_roles"
 def main() -> None:
     settings = load_settings()
     logs.configure(settings, role="up")
-    roles = [Role(name, module=_MODULE) for name in sys.argv[1:]]
+    roles = [Role(name, module=_MODULE, listens=name == "serve") for name in sys.argv[1:]]
     try:
         anyio.run(run_stack, settings, roles)
     except XnaiError as error:

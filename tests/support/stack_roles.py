@@ -1,6 +1,7 @@
 """Small roles for the tests of `xnai up`: `python -m tests.support.stack_roles ROLE`.
 
-`serve` answers HTTP on XNAI_PORT; `idle` waits for SIGTERM; `stubborn` ignores it; `broken` ends.
+`serve` answers HTTP on the socket of `up`; `idle` waits for SIGTERM; `stubborn` ignores it;
+`broken` ends.
 """
 
 import os
@@ -9,6 +10,7 @@ import sys
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
+from runtime.listening import inherited
 from runtime.readiness import Notifier
 
 
@@ -30,7 +32,10 @@ def main() -> None:
     Path(os.environ["XNAI_DATA_DIR"], f"{role}.pid").write_text(str(os.getpid()))
     notifier = Notifier.from_environment()
     if role == "serve":
-        with HTTPServer(("127.0.0.1", int(os.environ["XNAI_PORT"])), _Healthy) as server:
+        (listener,) = inherited()
+        with listener, HTTPServer(("", 0), _Healthy, bind_and_activate=False) as server:
+            server.socket.close()
+            server.socket = listener
             notifier.ready()
             server.serve_forever()
     notifier.ready()
