@@ -23,7 +23,7 @@ class View(BaseModel):
 
 
 class Page[T](View):
-    """A page of a list. `next_cursor` is null on the last one."""
+    """A page of a list. `next_cursor` is null on the last one, and on no other, however short."""
 
     data: list[T]
     next_cursor: str | None = None

@@ -123,7 +123,9 @@ class Api:
         return response
 
     def pages(self, path: str, *, params: Mapping[str, Any], most: int) -> Iterator[Document]:
-        """Rows of a list, cursor after cursor, at most `most`."""
+        """Rows of a list, at most `most`, cursor after cursor: even an empty page may have a next
+        one.
+        """
         cursor: str | None = None
         while most > 0:
             page = self.get(path, params={**params, "cursor": cursor, "limit": min(most, 1000)})

@@ -18,6 +18,10 @@ from runtime.postgres import Connection
 from runtime.sql import load_queries
 
 QUERIES = load_queries("jobs")
+LISTS = load_queries("jobs", "lists")
+
+# A page looks at so many rows at most; spelled out in the queries as well.
+PAGE_ROWS = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +40,9 @@ class JobFilter:
 
 @dataclass(frozen=True, slots=True)
 class JobPage:
-    """Jobs, newest first, and the cursor of the next page (None: there is none)."""
+    """Jobs, newest first, and the cursor of the next page (None: there is none). With a filter that
+    few jobs match a page may hold less than was asked for, or nothing, and still have a next one.
+    """
 
     jobs: tuple[Job, ...]
     next_cursor: str | None
@@ -71,22 +77,20 @@ async def list_jobs(
     cursor: str | None = None,
     limit: int = 100,
 ) -> JobPage:
-    """One page of jobs, newest first. The cursor is stable: pages neither repeat nor skip a job.
+    """One page of jobs, newest first, from the next PAGE_ROWS rows. The cursor is stable: pages
+    neither repeat nor skip a job.
 
     Raises ValueError for a cursor that no page gave.
     """
-    query, extra = _list_query(job_filter)
-    rows = await connection.fetch(
-        QUERIES[query],
-        tenant_id,
-        cursors.read_id(cursor),
-        job_filter.kind,
-        job_filter.tag,
-        limit + 1,
-        *extra,
-    )
-    jobs = tuple(job_from(row) for row in rows[:limit])
-    return JobPage(jobs, cursors.after_id(jobs[-1].id) if len(rows) > limit else None)
+    query, given = list_query(tenant_id, job_filter, cursors.read_id(cursor), limit + 1)
+    async with connection.transaction():
+        await connection.execute(LISTS["dear_sorting"])
+        rows = await connection.fetch(LISTS[query], *given)
+    # One row without a job tells how far an empty page came.
+    found = [job_from(row) for row in rows if row["id"] is not None]
+    jobs = tuple(found[:limit])
+    read_to = jobs[-1].id if len(found) > limit else rows[0]["read_to"]
+    return JobPage(jobs, None if read_to is None else cursors.after_id(read_to))
 
 
 # The narrow table of a state leads to its jobs.
@@ -97,18 +101,22 @@ _OF_STATE = {
 }
 
 
-def _list_query(job_filter: JobFilter) -> tuple[str, tuple[object, ...]]:
+def list_query(
+    tenant_id: TenantId, job_filter: JobFilter, before: UUID, jobs_max: int
+) -> tuple[str, tuple[object, ...]]:
+    """The query of a page below `before`, and what it is given."""
     state, error_type = job_filter.state, job_filter.error_type
+    given = (tenant_id, before, job_filter.kind, job_filter.tag, jobs_max)
     if job_filter.batch_id is not None:
         discarded = job_filter.discarded if state is JobState.FAILED else None
-        return "list_batch", (job_filter.batch_id, state, error_type, discarded)
+        return "list_batch", (*given, job_filter.batch_id, state, error_type, discarded)
     if state is None:
-        return "list_all", ()
+        return "list_all", given
     if state is JobState.FAILED and not job_filter.discarded:
-        return "list_failed", (error_type,)
+        return "list_failed", (*given, error_type)
     if state in _OF_STATE:
-        return _OF_STATE[state], ()
-    return "list_finished", (state, error_type)
+        return _OF_STATE[state], given
+    return "list_finished", (*given, state, error_type)
 
 
 async def attempts(connection: Connection, tenant_id: TenantId, job_id: UUID) -> list[Attempt]:

@@ -165,7 +165,9 @@ async def list_jobs(
     cursor: Cursor = None,
     limit: Limit = LIST_DEFAULT,
 ) -> Response:
-    """The tenant's jobs, newest first. Those in the state failed are the dead letters."""
+    """The tenant's jobs, newest first. Those in the state failed are the dead letters. A page looks
+    at a bounded number of jobs: it may be short, or empty, before the last one.
+    """
     for name, value in (("error_type", error_type), ("discarded", discarded or None)):
         if value is not None and state is not JobState.FAILED:
             raise invalid(f"/{name}", "goes with state=failed", place="query")

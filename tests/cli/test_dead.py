@@ -15,6 +15,7 @@ from typer.testing import CliRunner, Result
 from cli.main import app
 from jobs import dispatch
 from jobs.live import LiveStream
+from jobs.lookup import PAGE_ROWS
 from jobs.model import NewJob
 from jobs.operation_ticker import OperationTicker
 from jobs.outcomes import Failed, Problem
@@ -25,6 +26,16 @@ from tests.api.live_server import running
 from tests.jobs.desk import Desk, probe
 
 pytestmark = pytest.mark.anyio
+
+# Dead letters that go before every other in a list.
+NEWER = """
+INSERT INTO history (tenant_id, id, finished_at, state, kind, pool, payload, priority, run_at,
+    created_at, max_attempts, attempt, failures, losses, tags, lineage, on_parent_failure,
+    has_family, error)
+SELECT 1, ('ffffffff-0000-7000-8000-' || lpad(to_hex(n), 12, '0'))::uuid, now(), 'failed', 'embed',
+    'embed', '{}', 4, now(), now(), 3, 1, 0, 0, '{}', '{}', 'run', false, '{"type": "broken"}'
+FROM generate_series(1, $1::int) AS n
+"""
 
 
 @dataclass(slots=True)
@@ -91,6 +102,15 @@ async def test_dead_letters_are_listed_shown_retried_and_discarded_by_id(
     assert torn[0] in failed.stdout
     assert "only failed jobs" in failed.stderr
     assert "no dead letters" in (await shell("dead", "list")).stdout
+
+
+async def test_a_rare_error_is_found_behind_more_jobs_than_a_page_looks_at(
+    shell: Shell, desk: Desk, db: Pool
+) -> None:
+    torn = await dead_letters(desk, probe(), type_="torn")
+    await db.execute(NEWER, PAGE_ROWS + 1)
+    assert ids(await shell.json("dead", "list", "--error", "torn")) == set(torn)
+    assert ids(await shell.json("jobs", "list", "--kind", "probe", "--limit", "1")) == set(torn)
 
 
 async def test_what_matches_is_retried_by_an_operation_and_followed(

@@ -94,7 +94,6 @@ def _arguments(slot: SlotId, ids: list[UUID]) -> dict[str, tuple[object, ...]]:
     tokens = list(range(1, len(ids) + 1))
     waited = [0.0] * len(ids)
     batch = UUID(bytes=md5(b"7", usedforsecurity=False).digest())
-    page = (1, UUID(int=(1 << 128) - 1), None, None, 100)
     return {
         "claim": (slot, "probe", ["probe"], 100, True, None),
         "beat": ([slot], ["live"]),
@@ -118,11 +117,6 @@ def _arguments(slot: SlotId, ids: list[UUID]) -> dict[str, tuple[object, ...]]:
         "job_states": (1, ids),
         "known_jobs": (1, ids),
         "attempts": (1, ids[0]),
-        "list_all": page,
-        "list_scheduled": page,
-        "list_queued": page,
-        "list_failed": (*page, None),
-        "list_batch": (*page, batch, None, None, None),
         "get_batch": (1, batch),
         "batch_results": (1, batch, "0", ids[0], 100),
         "lock_expired": (100, None),
