@@ -30,7 +30,7 @@ BATCH_MAX = 500
 BATCH_BYTES_MAX = 16 * 1024 * 1024
 # Ended jobs that may wait for their commit before the slot claims no more, and what they may keep
 # in memory before it begins no more.
-UNRECORDED_MAX = 1000
+UNRECORDED_MAX = 2000
 UNRECORDED_BYTES_MAX = 64 * 1024 * 1024
 # While one batch is being committed, a second one goes beside it once it is worth a commit.
 BESIDE_MIN = 250
