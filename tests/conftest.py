@@ -10,10 +10,10 @@ from pathlib import Path
 import asyncpg
 import pytest
 from redis import Redis as SyncRedis
-from redis.asyncio import Redis
 
 from runtime import redis as runtime_redis
 from runtime.postgres import Pool, open_pool
+from runtime.redis import Client
 from runtime.settings import ENV_PREFIX, Settings, load_settings
 from tests.support import skips
 from tests.support.session_servers import SessionFolder, WorkerServers
@@ -107,7 +107,7 @@ def redis_url(worker_servers: WorkerServers) -> str:
 
 
 @pytest.fixture
-async def redis(redis_url: str, settings: Settings) -> AsyncIterator[Redis]:
+async def redis(redis_url: str, settings: Settings) -> AsyncIterator[Client]:
     del redis_url
     client = runtime_redis.connect(settings)
     try:

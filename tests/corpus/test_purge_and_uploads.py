@@ -1,7 +1,6 @@
 """Uploads are bounded and go; what is dead goes, and what a search may still read stays."""
 
 import pytest
-from redis.asyncio import Redis
 
 from corpus import purge, uploads
 from corpus.errors import UploadNotFound, UploadsFull, UploadTooLarge
@@ -9,6 +8,7 @@ from corpus.model import Upload
 from jobs.model import DEFAULT_TENANT, TenantId
 from runtime.ids import uuid7
 from runtime.postgres import Pool
+from runtime.redis import Client
 from runtime.settings import Settings
 from tests.support.corpus import Desk
 
@@ -66,7 +66,7 @@ async def test_forgotten_uploads_expire(db: Pool) -> None:
 
 @pytest.mark.model
 async def test_replaced_chunks_go_after_their_time_and_shown_ones_never(
-    db: Pool, redis: Redis, settings: Settings
+    db: Pool, redis: Client, settings: Settings
 ) -> None:
     desk = Desk(db, redis, settings)
     await desk.publish({"doc": "The first text."})
@@ -80,7 +80,7 @@ async def test_replaced_chunks_go_after_their_time_and_shown_ones_never(
 
 
 async def test_history_of_a_document_is_bounded(
-    db: Pool, redis: Redis, settings: Settings, monkeypatch: pytest.MonkeyPatch
+    db: Pool, redis: Client, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(purge, "VERSIONS_KEPT", 2)
     desk = Desk(db, redis, settings, {})

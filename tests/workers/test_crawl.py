@@ -11,13 +11,13 @@ from threading import Thread
 from typing import cast
 
 import pytest
-from redis.asyncio import Redis
 
 from jobs import slots
 from jobs.errors import Retry, StaleToken
 from jobs.model import JsonObject, JsonValue
 from jobs.outcomes import Completed
 from runtime.postgres import Pool
+from runtime.redis import Client
 from runtime.settings import Settings
 from tests.support.corpus import KINDS, Desk
 from workers.handlers.crawl import Tools
@@ -70,7 +70,7 @@ def site(tmp_path: Path) -> Iterator[Site]:
 
 
 @pytest.fixture
-async def desk(db: Pool, redis: Redis, settings: Settings) -> AsyncIterator[Desk]:
+async def desk(db: Pool, redis: Client, settings: Settings) -> AsyncIterator[Desk]:
     allowed = settings.model_copy(update={"egress_allow": ("127.0.0.0/8",)})
     desk = Desk(db, redis, allowed)
     yield desk

@@ -5,7 +5,6 @@ from typing import override
 
 import numpy as np
 import pytest
-from redis.asyncio import Redis
 
 from corpus import chunks, documents
 from engines.embed import Embedder, Embeddings
@@ -13,6 +12,7 @@ from jobs.errors import Fail, StaleToken
 from jobs.model import DEFAULT_TENANT, JsonObject
 from jobs.outcomes import Completed
 from runtime.postgres import Pool
+from runtime.redis import Client
 from runtime.settings import Settings
 from tests.support.corpus import Desk, embedder
 from workers.handlers import embed
@@ -26,7 +26,7 @@ LONG = "\n\n".join(
 
 
 @pytest.fixture
-def desk(db: Pool, redis: Redis, settings: Settings) -> Desk:
+def desk(db: Pool, redis: Client, settings: Settings) -> Desk:
     return Desk(db, redis, settings)
 
 

@@ -3,13 +3,13 @@
 from pathlib import Path
 
 import pytest
-from redis.asyncio import Redis
 
 from engines.generate import TextModel, load_text_model
 from engines.models import installed_models_dir
 from jobs.errors import Fail, Retry
 from jobs.model import JsonObject
 from runtime.postgres import Pool
+from runtime.redis import Client
 from runtime.settings import Settings
 from tests.support.corpus import Desk
 
@@ -22,7 +22,7 @@ def text_model() -> TextModel:
 
 
 @pytest.fixture
-def desk(db: Pool, redis: Redis, settings: Settings, text_model: TextModel) -> Desk:
+def desk(db: Pool, redis: Client, settings: Settings, text_model: TextModel) -> Desk:
     return Desk(db, redis, settings, engines={"text_model": text_model})
 
 
@@ -47,7 +47,7 @@ async def test_the_same_seed_gives_the_same_text(desk: Desk) -> None:
     assert len(texts) == 1
 
 
-async def test_text_is_shown_to_watchers_while_it_is_written(desk: Desk, redis: Redis) -> None:
+async def test_text_is_shown_to_watchers_while_it_is_written(desk: Desk, redis: Client) -> None:
     run = await desk.claimed("generate", {"prompt": "Count to five.", "max_tokens": 12, "seed": 1})
     result = await desk.finish(run)
     pieces = await run.services.live.tokens_after(run.job.id)
@@ -81,7 +81,7 @@ async def test_without_a_search_process_the_job_is_worth_another_attempt(desk: D
 
 @pytest.mark.parametrize("damage", ["missing", "truncated", "altered"])
 async def test_a_damaged_model_file_is_a_typed_failure(
-    db: Pool, redis: Redis, settings: Settings, tmp_path: Path, damage: str
+    db: Pool, redis: Client, settings: Settings, tmp_path: Path, damage: str
 ) -> None:
     model = tmp_path / "model.gguf"
     if damage == "truncated":

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import anyio
 import pytest
-from redis.asyncio import Redis
 
 from corpus import audit, documents, generations
 from corpus.errors import GenerationConflict
@@ -15,6 +14,7 @@ from jobs.model import DEFAULT_TENANT, JsonObject
 from jobs.outcomes import Completed
 from runtime.ids import uuid7
 from runtime.postgres import Pool
+from runtime.redis import Client
 from runtime.settings import Settings
 from tests.support.corpus import Desk
 from workers import search_audit, search_merges, search_segments
@@ -27,7 +27,7 @@ RAIN = "Rain falls on the western coast for most of the winter."
 
 
 @pytest.fixture
-def desk(db: Pool, redis: Redis, settings: Settings) -> Desk:
+def desk(db: Pool, redis: Client, settings: Settings) -> Desk:
     return Desk(db, redis, settings)
 
 

@@ -4,7 +4,6 @@ from collections.abc import AsyncIterator
 from uuid import UUID
 
 import pytest
-from redis.asyncio import Redis
 
 from corpus import uploads
 from corpus.model import Upload
@@ -12,6 +11,7 @@ from jobs.errors import Fail
 from jobs.model import DEFAULT_TENANT, JsonObject
 from runtime.ids import uuid7
 from runtime.postgres import Pool
+from runtime.redis import Client
 from runtime.settings import Settings
 from tests.support.corpus import Desk
 from workers.handlers.crawl import Tools
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.anyio
 
 
 @pytest.fixture
-async def desk(db: Pool, redis: Redis, settings: Settings) -> AsyncIterator[Desk]:
+async def desk(db: Pool, redis: Client, settings: Settings) -> AsyncIterator[Desk]:
     desk = Desk(db, redis, settings)
     yield desk
     tools = desk.engines.get("crawl")

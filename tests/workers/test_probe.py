@@ -1,11 +1,11 @@
 """Probe jobs do as they are told; the outcomes that end a slot are tested under a supervisor."""
 
 import pytest
-from redis.asyncio import Redis
 
 from jobs.errors import Fail, Retry
 from jobs.model import JsonValue
 from runtime.postgres import Pool
+from runtime.redis import Client
 from runtime.settings import Settings
 from tests.support.corpus import Desk
 
@@ -13,7 +13,7 @@ pytestmark = pytest.mark.anyio
 
 
 @pytest.fixture
-def desk(db: Pool, redis: Redis, settings: Settings) -> Desk:
+def desk(db: Pool, redis: Client, settings: Settings) -> Desk:
     return Desk(db, redis, settings, engines={})
 
 

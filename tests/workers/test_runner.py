@@ -19,8 +19,9 @@ from runtime.redis import Client
 from runtime.settings import Settings
 from workers.board import Board
 from workers.pace import CLAIM_MAX, Pace
+from workers.recorder import UNRECORDED_MAX
 from workers.run import Services
-from workers.runner import UNRECORDED_MAX, Post, Runner
+from workers.runner import Post, Runner
 
 pytestmark = pytest.mark.anyio
 

@@ -13,7 +13,6 @@ from uuid import UUID
 import anyio
 import httpx
 import pytest
-from redis.asyncio import Redis
 
 from corpus import collections, documents, generations, search_servers
 from corpus.errors import CollectionNotFound, SearchRefused, SearchUnavailable
@@ -21,6 +20,7 @@ from corpus.search import SearchFilter, SearchRequest, SearchResponse
 from corpus.search_client import SearchClient
 from jobs.model import DEFAULT_TENANT
 from runtime.postgres import Pool
+from runtime.redis import Client
 from runtime.settings import Settings
 from tests.support.corpus import Desk
 from workers import search_index, search_segments
@@ -38,7 +38,7 @@ TEXTS = {
 
 
 @pytest.fixture
-def desk(db: Pool, redis: Redis, settings: Settings) -> Desk:
+def desk(db: Pool, redis: Client, settings: Settings) -> Desk:
     return Desk(db, redis, settings)
 
 
