@@ -1,6 +1,5 @@
 """Handlers of kinds that only tests define; they are named by import strings, like all others."""
 
-import time
 from contextvars import ContextVar
 
 import anyio
@@ -11,15 +10,6 @@ from jobs.model import JsonObject
 from workers.run import Run
 
 LEFT_BEHIND: ContextVar[str] = ContextVar("left_behind", default="nothing")
-SPIN_S = 0.001
-
-
-async def spin(run: Run[ProbePayload]) -> None:
-    """Keep the event loop for a while, and never suspend."""
-    del run
-    until = time.monotonic() + SPIN_S
-    while time.monotonic() < until:
-        pass
 
 
 async def leave_context(run: Run[ProbePayload]) -> JsonObject:
