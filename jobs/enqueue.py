@@ -122,7 +122,8 @@ async def _accept(
     )
     new = await uniqueness.take(connection, origin.tenant_id, entries, origin.now)
     await dependencies.follow_duplicates(connection, origin.tenant_id, entries, parents)
-    if origin.follow_up and new:
+    if origin.follow_up:
+        # Of none as well: the parent is marked, and settles with its family only.
         await connection.execute(
             QUERIES["add_to_families"], list(origin.lineage), origin.tenant_id, len(new)
         )

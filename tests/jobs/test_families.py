@@ -5,7 +5,7 @@ import pytest
 from jobs import events, ledger
 from jobs.errors import Cancel
 from jobs.events import EventScope
-from jobs.model import DEFAULT_TENANT, NewJob
+from jobs.model import DEFAULT_TENANT, NewJob, Unique
 from jobs.outcomes import Completed
 from tests.jobs.desk import DONE, HOPELESS, Desk, probe
 
@@ -52,6 +52,23 @@ async def test_a_crawl_is_settled_when_its_embed_and_index_are(desk: Desk) -> No
         (CALLBACK, "job.settled", str(crawl.id))
     ]
     assert [event.type for event in told] == ["job.succeeded", "job.settled"]
+
+
+async def test_a_job_whose_follow_ups_were_all_there_already_is_settled(desk: Desk) -> None:
+    (held,) = await desk.enqueue(probe(unique=Unique("same")))
+    (parent,) = await desk.enqueue(probe(priority=9, callback_url=CALLBACK))
+    slot = await desk.slot()
+    jobs = await desk.claim(slot, 1)
+    assert [job.id for job in jobs] == [parent.id]
+    recorded = await desk.end(slot, jobs, Completed(1, (probe(unique=Unique("same")),)))
+    assert recorded.settled == (parent.id,)
+    found = await desk.get(parent.id)
+    assert (found.settled, found.follow_ups.total) == (True, 0)
+    async with desk.pool.acquire() as connection:
+        assert await connection.fetchval("SELECT count(*) FROM outbox") == 1
+        told = await events.after(connection, EventScope(DEFAULT_TENANT, job_id=parent.id), None)
+    assert [event.type for event in told] == ["job.succeeded", "job.settled"]
+    assert (await desk.get(held.id)).state == "queued"
 
 
 async def test_a_job_without_follow_ups_is_settled_at_once_and_called_back(desk: Desk) -> None:
