@@ -126,7 +126,11 @@ async def test_claimed_again_a_job_has_a_new_token_and_a_higher_attempt(desk: De
     assert await desk.states(first.id) == ["running"]
 
 
-async def test_claims_that_skip_what_was_claimed_before_miss_no_job(desk: Desk) -> None:
+async def test_claims_that_skip_what_was_claimed_before_miss_no_job(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # However busy this machine is, no claim of this test counts as slow.
+    monkeypatch.setattr("jobs.claim._SLOW_S", 60.0)
     slot, head = await desk.slot(), ledger.Head()
     first, second = await desk.enqueue(probe(), probe())
 
@@ -137,10 +141,10 @@ async def test_claims_that_skip_what_was_claimed_before_miss_no_job(desk: Desk) 
 
     assert await claim() == [first.id]
     assert head.place() is None
-    # As if that look from the front had taken ten seconds.
+    # As if that look from the front had taken ten minutes.
     async with desk.pool.acquire() as connection:
         last = await connection.fetchval("SELECT max(sort_at) FROM ready")
-    head.saw(last, 10.0, was_front=True)
+    head.saw(last, 600.0, was_front=True)
     (urgent,) = await desk.enqueue(probe(priority=9))
     assert await claim() == [second.id]
     assert await claim() == [urgent.id]

@@ -124,8 +124,8 @@ async def test_no_page_reads_more_than_its_share(big: Connection) -> None:
             await big.execute(f"SET LOCAL plan_cache_mode = {mode}")
             for job_filter in (*RARE_JOBS, *COMMON):
                 read[analyse, mode, job_filter] = await _read(big, job_filter)
-    # Of both halves, or the rows and a look at the wide one for each.
-    assert {case: rows for case, rows in read.items() if rows > 2 * PAGE_ROWS + 10 * LIMIT} == {}
+    # Of both halves, or the rows and one or two looks at wider ones for each: never a whole half.
+    assert {case: rows for case, rows in read.items() if rows > 3 * PAGE_ROWS + 10 * LIMIT} == {}
     # A page that fills at once stops there: each job is found, and read from five tables at most.
     full = {case: rows for case, rows in read.items() if case[2] in COMMON}
     assert {case: rows for case, rows in full.items() if rows > 10 * LIMIT} == {}
