@@ -141,6 +141,7 @@ def follow(api: Api, operation_id: str, *, quiet: bool = False) -> Document:
             bar.show(text, done=progress["done"], total=progress["total"])
             if operation["state"] in OVER:
                 return operation
+            # An operation sends no events: its progress is asked for.
             time.sleep(POLL_S)
 
 

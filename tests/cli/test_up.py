@@ -5,8 +5,7 @@ import signal
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -16,6 +15,7 @@ import pytest
 from runtime.embedded import EmbeddedServers
 from runtime.embedded_state import free_port
 from runtime.stack import LocalStack, read_stack
+from tests.support.stack import wait_until
 
 pytestmark = [pytest.mark.crash]
 ROOT = Path(__file__).parents[2]
@@ -43,7 +43,11 @@ class Stack:
         )
 
     def ready(self) -> LocalStack:
-        wait_until(lambda: self.process.poll() is not None or read_stack(self.data_dir) is not None)
+        wait_until(
+            lambda: self.process.poll() is not None or read_stack(self.data_dir) is not None,
+            timeout_s=DEADLINE_S,
+            what="the stack to be up or to end",
+        )
         found = read_stack(self.data_dir)
         assert found is not None, self.end()
         return found
@@ -73,13 +77,6 @@ def stack(data_dir: Path, *roles: str, **environment: str) -> Iterator[Stack]:
 def urls(database_url: str, redis_url: str) -> dict[str, str]:
     """Servers of the session, so that only the tests about embedded ones start their own."""
     return {"XNAI_DATABASE_URL": database_url, "XNAI_REDIS_URL": redis_url}
-
-
-def wait_until(is_true: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + DEADLINE_S
-    while not is_true():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def is_gone(pid: int) -> bool:
@@ -116,11 +113,13 @@ def _listen(service_manager: socket.socket) -> str:
 def test_dead_role_is_restarted(data_dir: Path, urls: dict[str, str]) -> None:
     with stack(data_dir, "serve", "idle", **urls) as running:
         old = running.ready().pids["idle"]
-        wait_until((data_dir / "idle.pid").exists)
+        wait_until((data_dir / "idle.pid").exists, timeout_s=DEADLINE_S, what="the idle role")
         (data_dir / "idle.pid").unlink()
         os.kill(old, signal.SIGKILL)
-        wait_until((data_dir / "idle.pid").exists)
-        wait_until(lambda: running.role_pid("idle") not in (0, old))
+        wait_until((data_dir / "idle.pid").exists, timeout_s=DEADLINE_S, what="the idle role")
+        wait_until(
+            lambda: running.role_pid("idle") not in (0, old), timeout_s=DEADLINE_S, what="a restart"
+        )
         running.end()
         assert running.process.returncode == 0
 
@@ -129,7 +128,11 @@ def test_killed_up_takes_its_roles_with_it(data_dir: Path, urls: dict[str, str])
     with stack(data_dir, "serve", "idle", "stubborn", **urls) as running:
         pids = running.ready().pids
         running.process.kill()
-        wait_until(lambda: all(is_gone(pid) for pid in pids.values()))
+        wait_until(
+            lambda: all(is_gone(pid) for pid in pids.values()),
+            timeout_s=DEADLINE_S,
+            what="the end of all",
+        )
 
 
 def test_role_that_ignores_sigterm_is_killed_after_the_grace(
