@@ -45,7 +45,9 @@ SELECT key, job_id FROM unique_keys WHERE tenant_id = $1 AND key = ANY($2::text[
 -- name: release_unique_keys
 -- What a job held until it was finished; a key held for a time outlives it.
 DELETE FROM unique_keys
-WHERE (tenant_id, key) IN (SELECT * FROM unnest($1::int[], $2::text[]))
+WHERE ctid = ANY(ARRAY(
+    SELECT u.ctid FROM unnest($1::int[], $2::text[]) AS k (tenant_id, key)
+    CROSS JOIN LATERAL (SELECT ctid FROM unique_keys WHERE tenant_id = k.tenant_id AND key = k.key OFFSET 0) AS u))
 AND job_id = ANY($3::uuid[]) AND until <> 'time';
 
 -- name: job_states

@@ -415,7 +415,8 @@ SELECT create_day_partitions(parent, (now() AT TIME ZONE 'UTC')::date - 1, 9)
 FROM unnest(ARRAY['history', 'attempts', 'events']) AS parent;
 
 -- Live jobs with their state, whichever narrow table tells it. One statement over it reads one snapshot, so a job
--- that moves is neither missed nor seen twice.
+-- that moves is neither missed nor seen twice. OFFSET 0 has each job looked up: statistics of a minute when the queue was
+-- empty would have the planner read all that is queued for the states of a page.
 CREATE VIEW live_jobs AS
 SELECT
     j.id, j.tenant_id, j.kind, j.pool,
@@ -427,9 +428,9 @@ SELECT
     j.expires_at, j.cancel_requested_at, j.has_family, NULL::jsonb AS result, j.last_error AS error,
     h.slot_id, j.callback_url, j.concurrency_key, NULL::timestamptz AS discarded_at
 FROM jobs AS j
-LEFT JOIN held AS h ON h.job_id = j.id
-LEFT JOIN ready AS r ON r.job_id = j.id
-LEFT JOIN parked AS p ON p.job_id = j.id;
+LEFT JOIN LATERAL (SELECT * FROM held WHERE job_id = j.id OFFSET 0) AS h ON true
+LEFT JOIN LATERAL (SELECT job_id FROM ready WHERE job_id = j.id OFFSET 0) AS r ON true
+LEFT JOIN LATERAL (SELECT * FROM parked WHERE job_id = j.id OFFSET 0) AS p ON true;
 
 -- The same columns for terminal jobs.
 CREATE VIEW finished_jobs AS
@@ -447,9 +448,9 @@ FROM families AS f
 CROSS JOIN LATERAL (
     SELECT count(p.job_id) AS scheduled, count(r.job_id) AS queued, count(h.job_id) AS running
     FROM jobs AS j
-    LEFT JOIN held AS h ON h.job_id = j.id
-    LEFT JOIN ready AS r ON r.job_id = j.id
-    LEFT JOIN parked AS p ON p.job_id = j.id
+    LEFT JOIN LATERAL (SELECT job_id FROM held WHERE job_id = j.id OFFSET 0) AS h ON true
+    LEFT JOIN LATERAL (SELECT job_id FROM ready WHERE job_id = j.id OFFSET 0) AS r ON true
+    LEFT JOIN LATERAL (SELECT job_id FROM parked WHERE job_id = j.id OFFSET 0) AS p ON true
     WHERE j.root_id = f.root_id AND j.lineage @> ARRAY[f.job_id]
 ) AS l;
 

@@ -233,6 +233,10 @@ def _server_settings(
         "application_name": f"xnai {role}",
         "timezone": "UTC",
         "jit": "off",
+        # Tables that fill and empty within a minute have statistics of some other minute. Where an
+        # index leads to the rows, take it: reading a table as a whole may then be slow, and locks
+        # its rows in no order.
+        "enable_seqscan": "off",
         "statement_timeout": _milliseconds(statement_timeout_s),
         "lock_timeout": _milliseconds(lock_timeout_s),
         "idle_in_transaction_session_timeout": _milliseconds(IDLE_IN_TRANSACTION_TIMEOUT_S),
