@@ -15,7 +15,7 @@ from api.auth import Authentication, Authenticator
 from api.availability import Availability, Bounded
 from api.backlog import BacklogGuard
 from api.deps import Services
-from api.middleware import Hardening, Measurement
+from api.middleware import Hardening, LastWord, Measurement
 from api.routes import (
     batches,
     collections,
@@ -95,6 +95,7 @@ def create_app(settings: Settings) -> FastAPI:
     openapi.install(app, kinds)
     app.add_middleware(Authentication)
     app.add_middleware(Bounded)
+    app.add_middleware(LastWord)
     app.add_middleware(Hardening)
     app.add_middleware(Measurement)
     return app

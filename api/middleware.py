@@ -5,10 +5,11 @@ out.
 import time
 from urllib.parse import unquote_to_bytes
 
+import anyio
 from prometheus_client import Counter, Histogram
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from api.errors import Problem, ProblemType, invalid
+from api.errors import Problem, ProblemType, invalid, unavailable
 from runtime import metrics
 
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
@@ -86,6 +87,41 @@ class Hardening:
         problem = _unreadable(scope)
         answer = self._app if problem is None else problem.response()
         await answer(scope, receive, send_hardened)
+
+
+class LastWord:
+    """ASGI middleware: a request that the end of this process cancels is answered with 503.
+
+    Its server would say a bare 500, and nothing of coming again. An answer that has begun is cut.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on, and answer in its place if it is cancelled before its answer."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        has_begun = False
+
+        async def send_noted(message: Message) -> None:
+            nonlocal has_begun
+            has_begun = True
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_noted)
+        except anyio.get_cancelled_exc_class():
+            if has_begun:
+                raise
+            # The cancellation ends here, as it would in the server: the task ends with the answer.
+            await _STOPPING.response()(scope, receive, send)
+
+
+_STOPPING = unavailable(
+    "this process is being stopped: try again; with an Idempotency-Key nothing is accepted twice"
+)
 
 
 def _unreadable(scope: Scope) -> Problem | None:

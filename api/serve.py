@@ -25,6 +25,8 @@ from runtime.settings import Settings
 KEEP_ALIVE_S = 75
 # How long a connection accepted just before the end may take to send its first request.
 FIRST_REQUEST_S = 2.0
+# How long a second signal leaves to those who are told that it is over.
+LAST_WORDS_S = 1.0
 _POLL_S = 0.02
 
 log = logger("api")
@@ -102,6 +104,7 @@ class _Server(uvicorn.Server):
         super().__init__(config)
         self._app = app
         self._notifier = notifier
+        self._hurry = anyio.Event()
 
     @override
     @contextmanager
@@ -122,7 +125,27 @@ class _Server(uvicorn.Server):
             server.close()
         await self._hear_first_requests()
         self._app.state.services.hub.close()
-        await super().shutdown(sockets)
+        async with anyio.create_task_group() as group:
+            group.start_soon(self._cut_short, group.cancel_scope)
+            await super().shutdown(sockets)
+            group.cancel_scope.cancel()
+
+    def stop(self) -> None:
+        """Stop accepting and let requests finish; told again, wait for nobody any more."""
+        if self.should_exit:
+            self.force_exit = True
+            self._hurry.set()
+        self.should_exit = True
+
+    async def _cut_short(self, shutdown: anyio.CancelScope) -> None:
+        """Once in a hurry, cancel every request: uvicorn would go on waiting for connections."""
+        await self._hurry.wait()
+        for request in self.server_state.tasks:
+            request.cancel()
+        with anyio.move_on_after(LAST_WORDS_S):
+            while self.server_state.connections:  # noqa: ASYNC110 - uvicorn's own set
+                await anyio.sleep(_POLL_S)
+        shutdown.cancel()
 
     async def _hear_first_requests(self) -> None:
         """Uvicorn closes a connection that has not said anything yet: a new client would be reset
@@ -142,8 +165,7 @@ def _is_silent(connection: object) -> bool:
     return isinstance(connection, HttpToolsProtocol) and connection.cycle is None
 
 
-async def _stop_on_signal(server: uvicorn.Server) -> None:
+async def _stop_on_signal(server: _Server) -> None:
     with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         async for _ in signals:
-            server.force_exit = server.should_exit
-            server.should_exit = True
+            server.stop()

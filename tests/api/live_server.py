@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import anyio
@@ -23,11 +24,27 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+@dataclass(frozen=True, slots=True)
+class Live:
+    """The API's address, the admin key it wrote, and its process."""
+
+    url: str
+    key: str
+    api: subprocess.Popen[bytes]
+
+
 @asynccontextmanager
 async def running(
     settings: Settings, *roles: str, **environment: str
 ) -> AsyncIterator[tuple[str, str]]:
     """Start the roles; yields the API's address and the admin key it wrote."""
+    async with started(settings, *roles, **environment) as live:
+        yield live.url, live.key
+
+
+@asynccontextmanager
+async def started(settings: Settings, *roles: str, **environment: str) -> AsyncIterator[Live]:
+    """Start the roles, and end those that the block has left."""
     port = free_port()
     values = {
         "XNAI_DATA_DIR": str(settings.data_dir),
@@ -37,7 +54,7 @@ async def running(
         "XNAI_LOG_LEVEL": "warning",
         **environment,
     }
-    started = [
+    processes = [
         subprocess.Popen(
             [sys.executable, "-m", "cli.roles", role], cwd=ROOT, env=os.environ | values
         )
@@ -45,13 +62,14 @@ async def running(
     ]
     url = f"http://127.0.0.1:{port}"
     try:
-        await _wait_ready(url, started[0], whole=bool(roles))
-        yield url, (settings.data_dir / "admin.key").read_text().strip()
+        await _wait_ready(url, processes[0], whole=bool(roles))
+        key = (settings.data_dir / "admin.key").read_text().strip()
+        yield Live(url, key, processes[0])
     finally:
-        for process in started:
+        for process in processes:
             process.terminate()
-        codes = [process.wait(20) for process in started]
-    assert codes == [0] * len(started), f"exit codes after SIGTERM: {codes}"
+        codes = [process.wait(20) for process in processes]
+    assert codes == [0] * len(processes), f"exit codes after SIGTERM: {codes}"
 
 
 async def _wait_ready(url: str, api: subprocess.Popen[bytes], *, whole: bool) -> None:
