@@ -3,7 +3,7 @@
 A submit is repeated with its Idempotency-Key until it is answered, as every client of ours should.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from uuid import UUID
@@ -180,9 +180,21 @@ class Clients:
         target = self._target(act)
         if target is None:
             return
-        self._log.retried.append(Retried(target[1], _now()))
+        path, id_ = target
+
+        def note(asked_at: datetime, response: httpx.Response | None) -> None:
+            # Each request of its own: what is repeated because its answer was lost, or was no
+            # answer, finds the job ended once more if it was heard the first time.
+            if response is None or response.status_code != httpx.codes.CONFLICT:
+                is_over = response is not None and response.is_success
+                self._log.retried.append(Retried(id_, asked_at, _now() if is_over else None))
+
         await self._repeat(
-            "POST", f"{target[0]}/retry", give_up_at=give_up_at, expected={httpx.codes.CONFLICT}
+            "POST",
+            f"{path}/retry",
+            give_up_at=give_up_at,
+            expected={httpx.codes.CONFLICT},
+            note=note,
         )
 
     def _target(self, act: Act) -> tuple[str, UUID] | None:
@@ -233,13 +245,20 @@ class Clients:
         headers: Mapping[str, str] | None = None,
         expected: frozenset[int] | set[int] = frozenset(),
         in_flight: bool = False,
+        note: Callable[[datetime, httpx.Response | None], None] | None = None,
     ) -> JsonObject | None:
-        """Ask until there is an answer that is one; None at `give_up_at`, or when refused."""
+        """Ask until there is an answer that is one; None at `give_up_at`, or when refused.
+
+        `note` is told of every request: when it was sent, and what came back.
+        """
         while anyio.current_time() < give_up_at:
+            asked_at = _now()
             try:
                 response = await self._http.request(method, path, content=body, headers=headers)
             except httpx.TransportError:
                 response = None
+            if note is not None:
+                note(asked_at, response)
             if response is not None and not _is_passing(response, in_flight=in_flight):
                 return self._judge(path, response, expected)
             self._log.repeated += 1

@@ -62,7 +62,9 @@ class Cancelled:
 
 @dataclass(frozen=True, slots=True)
 class Retried:
-    """A retry of a job or of a whole batch that was asked for; `at`: when its answer was read."""
+    """A request to retry a job or a whole batch that was not refused, each repeat of it a request
+    of its own; `at`: when its answer was read, None if it may still have come into force later.
+    """
 
     id: UUID
     asked_at: datetime

@@ -83,6 +83,7 @@ def story(history: History, job_id: UUID) -> list[str]:
 
 def _client_side(history: History, job_id: UUID) -> Iterator[tuple[datetime, str]]:
     log = history.log
+    batch_id = next((job.batch_id for job in history.jobs if job.id == job_id), None)
     for accepted in log.accepted:
         if accepted.id == job_id:
             yield accepted.at, f"accepted, Idempotency-Key {accepted.idempotency_key}"
@@ -90,8 +91,10 @@ def _client_side(history: History, job_id: UUID) -> Iterator[tuple[datetime, str
         if cancelled.id == job_id:
             yield cancelled.at, f"cancel answered, over already: {cancelled.was_waiting}"
     for retried in log.retried:
-        if retried.id == job_id:
-            yield retried.asked_at, "retry asked for"
+        if retried.id in {job_id, batch_id}:
+            what = "retry" if retried.id == job_id else "retry of its batch"
+            how = "answered" if retried.at is not None else "without an answer"
+            yield retried.asked_at, f"{what} asked for, {how}"
 
 
 def _store_side(history: History, job_id: UUID) -> Iterator[tuple[datetime, str]]:

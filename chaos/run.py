@@ -17,6 +17,7 @@ from chaos.collect import collect
 from chaos.faults import Injected, heal_all, inject_all
 from chaos.history import ClientLog, History
 from chaos.load import draw_load
+from chaos.patience import Patience
 from chaos.plan import Fault, draw_faults
 from chaos.rates import Meter, Rates
 from chaos.receiver import Receiver
@@ -31,7 +32,8 @@ from webhooks.sign import Secret
 
 # Of the minutes that a run may take: how much of them the load and the faults have.
 WINDOW_SHARE = 0.5
-SETTLE_MIN_S = 45.0
+# How long after the window clients go on asking.
+ANSWER_S = 45.0
 UNFINISHED_SHOWN = 5
 READY_TIMEOUT_S = 60.0
 _POLL_S = 0.2
@@ -171,7 +173,7 @@ class _Run:
         clients = Clients(self._stack, http, self._log)
         await clients.prepare(load)
         self._say(f"{load.jobs} jobs and {len(steps)} faults in {order.window_s:.0f} s")
-        give_up_at = anyio.current_time() + order.window_s + SETTLE_MIN_S
+        give_up_at = anyio.current_time() + order.window_s + ANSWER_S
         injected: list[Injected] = []
         async with anyio.create_task_group() as group:
             group.start_soon(clients.send, load, give_up_at)
@@ -180,19 +182,17 @@ class _Run:
         return tuple(injected)
 
     async def _settle(self) -> float | None:
-        """Seconds until nothing was left to do; None when something still was at the end."""
+        """Seconds until nothing was left to do; None when what was left stood still."""
         began = anyio.current_time()
-        limit_s = max(SETTLE_MIN_S, self._ends_at - began)
-        with anyio.move_on_after(limit_s):
-            async with self._stack.database() as connection:
-                while True:
-                    if await _is_settled(connection):
-                        return anyio.current_time() - began
-                    await anyio.sleep(_POLL_S)
         async with self._stack.database() as connection:
-            rows = await connection.fetch(QUERIES["unfinished"])
-        self._unfinished = {row["id"]: row["what"] for row in rows}
-        return None
+            patience = Patience(self._ends_at)
+            while left := await _left(connection):
+                if patience.is_over(left, anyio.current_time()):
+                    rows = await connection.fetch(QUERIES["unfinished"])
+                    self._unfinished = {row["id"]: row["what"] for row in rows}
+                    return None
+                await anyio.sleep(_POLL_S)
+        return anyio.current_time() - began
 
     async def _recovered(self, http: httpx.AsyncClient, fault_free: tuple[float, ...]) -> Rates:
         if not fault_free:
@@ -250,6 +250,7 @@ class _Run:
         return found
 
 
-async def _is_settled(connection: Connection) -> bool:
+async def _left(connection: Connection) -> int:
+    """How many things have yet to happen."""
     row = await connection.fetchrow(QUERIES["remaining_work"])
-    return row is not None and not any(row.values())
+    return sum(row.values()) if row is not None else 0
