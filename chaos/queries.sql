@@ -59,3 +59,12 @@ SELECT id, state, type, url, occurred_at, data, endpoint_id FROM deliveries;
 
 -- name: all_slots
 SELECT id, ended_at FROM slots;
+
+-- name: shown_chunks
+-- What a search of a collection must be able to find now, by the names that its hits have.
+SELECT c.id FROM collections o
+JOIN editions e ON e.collection_id = o.id AND e.born_gen <= o.generation
+    AND (e.died_gen IS NULL OR e.died_gen > o.generation)
+JOIN documents d ON d.id = e.document_id AND d.deleted_at IS NULL
+JOIN chunks c ON c.edition_id = e.id
+WHERE o.id = $1;

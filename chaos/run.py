@@ -15,7 +15,8 @@ from chaos.ballast import Ballast
 from chaos.clients import Clients, Log, open_http
 from chaos.collect import collect
 from chaos.faults import Injected, heal_all, inject_all
-from chaos.history import ClientLog, History
+from chaos.history import ClientLog, History, IndexFinding
+from chaos.index_audit import audit_indexes
 from chaos.load import draw_load
 from chaos.patience import Patience
 from chaos.plan import Fault, draw_faults
@@ -137,7 +138,8 @@ class _Run:
             await self._wait_ready(http)
             settled_in_s = await self._settle()
             rates = await self._recovered(http, fault_free)
-        return await self._judge(injected, settled_in_s, rates)
+            index = await self._audit_index(http, settled_in_s)
+        return await self._judge(injected, settled_in_s, rates, index)
 
     async def _wait_ready(self, http: httpx.AsyncClient) -> None:
         with anyio.fail_after(READY_TIMEOUT_S):
@@ -203,12 +205,23 @@ class _Run:
     def _meter(self, http: httpx.AsyncClient) -> Meter:
         return Meter(self._stack, http, self._log, self._order.jobs)
 
-    async def _judge(
-        self, injected: tuple[Injected, ...], settled_in_s: float | None, rates: Rates
-    ) -> Outcome:
+    async def _audit_index(
+        self, http: httpx.AsyncClient, settled_in_s: float | None
+    ) -> tuple[IndexFinding, ...]:
+        """Nothing is said of an index that is still written to."""
         self._say("checking what is left")
+        return () if settled_in_s is None else await audit_indexes(self._stack, http)
+
+    async def _judge(
+        self,
+        injected: tuple[Injected, ...],
+        settled_in_s: float | None,
+        rates: Rates,
+        index: tuple[IndexFinding, ...],
+    ) -> Outcome:
         async with self._stack.database() as connection:
             history = await collect(connection, await self._client_log(connection))
+            history = replace(history, index=history.index + index)
             measured = Measured(
                 submit_s=tuple(self._log.submit_s),
                 start_s=tuple(row[0] for row in await connection.fetch(QUERIES["start_waits"])),
