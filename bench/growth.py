@@ -1,8 +1,8 @@
 """Whether the ledger stays fast as it grows: the same verbs timed on an empty one and on one with
 millions of jobs.
 
-Starts a PostgreSQL of its own, fills it set by set, and compares; every statement timed is the
-product's.
+Starts two PostgreSQL of its own, fills one set by set, and times both in turns; every statement
+timed is the product's. Filling takes minutes: a folder that is kept separates it from measuring.
 """
 
 import argparse
@@ -10,22 +10,24 @@ import random
 import sys
 import tempfile
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from uuid import UUID, uuid4
 
 import anyio
 import orjson
 
-from bench.measure import percentile
+from bench.measure import middle, percentile
 from jobs import batches, events, ledger, limits, lookup, pools, retention, slots
 from jobs.events import EventScope
 from jobs.kinds import KindRegistry, load_kinds
 from jobs.ledger import Ended
 from jobs.lookup import JobFilter
-from jobs.model import DEFAULT_TENANT, NewJob, SlotId
+from jobs.model import DEFAULT_TENANT, NewJob, SlotId, TenantId
 from jobs.outcomes import Completed
 from jobs.states import JobState
 from runtime.embedded import EmbeddedServers
@@ -46,6 +48,7 @@ CLAIM = 250
 DRAINED = 20_000
 LOOKUPS = 1000
 REPEATS = 15
+ROUNDS = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,10 +149,19 @@ class Bench:
             rows = await self.connection.fetch(QUERIES[f"some_{state}"], LOOKUPS)
             times = [await self._time(partial(self._get, row[0])) for row in rows]
             found += _order(f"get a {state} job", times)
+        rows = await self.connection.fetch(QUERIES["open_batches"])
+        for name, read in (("status", batches.get), ("results", batches.results)):
+            times = [await self._time(partial(self._read_batch, read, row[0])) for row in rows]
+            found += _order(f"{name} of a batch", times)
         return found
 
     async def _get(self, job_id: UUID) -> None:
         await lookup.get(self.connection, DEFAULT_TENANT, job_id)
+
+    async def _read_batch(
+        self, read: Callable[[Connection, TenantId, UUID], Awaitable[object]], batch_id: UUID
+    ) -> None:
+        await read(self.connection, DEFAULT_TENANT, batch_id)
 
     def _verbs(self) -> dict[str, Callable[[], Awaitable[object]]]:
         connection, tenant = self.connection, DEFAULT_TENANT
@@ -200,10 +212,9 @@ def _order(name: str, seconds: Sequence[float]) -> list[Measure]:
     ]
 
 
-async def run(size: Size, data_dir: Path, say: Callable[[str], None]) -> list[dict[str, object]]:
-    """Measure empty, fill, measure again; answers one row a measure with both values and their
-    ratio.
-    """
+@asynccontextmanager
+async def open_ledger(data_dir: Path) -> AsyncIterator[Pool]:
+    """The ledger of a data directory, made when there is none, for a block."""
     servers = EmbeddedServers(data_dir, ["postgres"])
     await servers.start()
     try:
@@ -212,27 +223,43 @@ async def run(size: Size, data_dir: Path, say: Callable[[str], None]) -> list[di
         settings = load_settings(data_dir=data_dir, database_url=url, redis_url="redis://unused")
         # Planned as the API plans its statements.
         pool = await open_pool(settings, role="bench", size=2, generic_plans=True)
-        # The same kind of jobs on both sides: as many as are drained, and no past.
-        await _fill(pool, Size(finished=0, queued=3 * DRAINED), say)
-        await _measure(pool)
-        empty = await _measure(pool)
-        await _fill(pool, size, say)
-        grown = await _measure(pool)
+        yield pool
         await pool.close()
     finally:
         await servers.stop()
-    return _compare(size, empty, grown)
+
+
+async def fill_both(folder: Path, size: Size, say: Callable[[str], None]) -> None:
+    """One ledger without a past, with as many jobs as are drained, and one of that size."""
+    as_drained = Size(finished=0, queued=3 * DRAINED)
+    for name, wanted in (("empty", as_drained), ("grown", size)):
+        async with open_ledger(folder / name) as pool, pool.acquire() as connection:
+            await fill(connection, wanted, say)
+            say(f"{name}: {await connection.fetchval(QUERIES['sizes'])}")
+
+
+async def compare(folder: Path, size: Size, say: Callable[[str], None]) -> list[dict[str, object]]:
+    """Measure both in turns; answers one row a measure with the medians of both and their ratio."""
+    async with open_ledger(folder / "empty") as empty, open_ledger(folder / "grown") as grown:
+        found: dict[Pool, list[list[Measure]]] = {empty: [], grown: []}
+        for number in range(ROUNDS + 1):
+            for pool, rounds in found.items():
+                rounds.append(await _measure(pool))
+            say(f"round {number} of {ROUNDS}")
+        # The first one has filled the caches.
+        return _compare(size, _medians(found[empty][1:]), _medians(found[grown][1:]))
+
+
+def _medians(rounds: Sequence[Sequence[Measure]]) -> list[Measure]:
+    grouped: dict[tuple[str, str], list[float]] = {}
+    for measure in chain.from_iterable(rounds):
+        grouped.setdefault((measure.name, measure.unit), []).append(measure.value)
+    return [Measure(name, middle(values), unit) for (name, unit), values in grouped.items()]
 
 
 async def _measure(pool: Pool) -> list[Measure]:
     async with pool.acquire() as connection:
         return await (await _bench(connection)).measure()
-
-
-async def _fill(pool: Pool, size: Size, say: Callable[[str], None]) -> None:
-    async with pool.acquire() as connection:
-        await fill(connection, size, say)
-        say(await connection.fetchval(QUERIES["sizes"]))
 
 
 async def _bench(connection: Connection) -> Bench:
@@ -273,19 +300,34 @@ def _compare(
     return rows
 
 
-def main() -> None:
-    """Print the table and write it as JSON lines of one list."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--finished", type=int, default=10_000_000)
-    parser.add_argument("--queued", type=int, default=1_000_000)
-    parser.add_argument("--out", type=Path)
-    asked = parser.parse_args()
+async def run(asked: argparse.Namespace, folder: Path) -> list[dict[str, object]]:
+    """Do what was asked for; nothing is compared by a run that only fills."""
 
     def say(line: str) -> None:
         sys.stderr.write(f"{time.strftime('%X')} {line}\n")
 
-    with tempfile.TemporaryDirectory(prefix="xnai-growth-") as folder:
-        rows = anyio.run(run, Size(asked.finished, asked.queued), Path(folder) / "data", say)
+    size = Size(asked.finished, asked.queued)
+    if asked.step != "measure":
+        await fill_both(folder, size, say)
+    return await compare(folder, size, say) if asked.step != "fill" else []
+
+
+def main() -> None:
+    """Print the table and write it as a JSON list."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--finished", type=int, default=10_000_000)
+    parser.add_argument("--queued", type=int, default=1_000_000)
+    parser.add_argument("--data", type=Path, help="a folder that is kept, for one step at a time")
+    parser.add_argument("--step", choices=("fill", "measure"), help="both when left out")
+    parser.add_argument("--out", type=Path)
+    asked = parser.parse_args()
+    if asked.step and asked.data is None:
+        parser.error("--step needs --data: the other step must find what this one leaves")
+    if asked.data is not None:
+        rows = anyio.run(run, asked, asked.data)
+    else:
+        with tempfile.TemporaryDirectory(prefix="xnai-growth-") as folder:
+            rows = anyio.run(run, asked, Path(folder))
     for row in rows:
         empty, ratio = row["empty"], row["ratio"]
         sys.stdout.write(f"{row['measure']:34} {empty or 0:12.3f} {row['value']:12.3f} ")

@@ -109,5 +109,8 @@ SELECT id FROM history TABLESAMPLE SYSTEM (1) ORDER BY random() LIMIT $1;
 -- name: some_queued
 SELECT job_id FROM ready TABLESAMPLE SYSTEM (10) ORDER BY random() LIMIT $1;
 
+-- name: open_batches
+SELECT id FROM batches WHERE state = 'running' ORDER BY id;
+
 -- name: sizes
 SELECT pg_size_pretty(pg_database_size(current_database()));
