@@ -6,6 +6,9 @@ from collections.abc import Iterator
 from chaos.facts import Facts
 from chaos.history import StoredJob
 from chaos.violation import Violation
+from jobs.states import JobState
+
+_SUCCEEDED = f"job.{JobState.SUCCEEDED}"
 
 
 def live_jobs_are_in_one_place(facts: Facts) -> Iterator[Violation]:
@@ -42,6 +45,18 @@ def ends_are_told_once(facts: Facts) -> Iterator[Violation]:
         if len(told) > lives or any(count > 1 for count in told.values()):
             detail = f"ended {told.total()} times in {len(told)} transactions and {lives} lives"
             yield Violation("end-told-twice", detail, (job.id,))
+        elif (successes := _successes_told(facts, job)) > (had := _successes(facts, job)):
+            # Whatever clients may have asked for: a retry keeps the attempt that it undoes.
+            detail = f"was told to have succeeded {successes} times, by {had} attempts"
+            yield Violation("success-told-twice", detail, (job.id,))
+
+
+def _successes_told(facts: Facts, job: StoredJob) -> int:
+    return sum(1 for event in facts.ends[job.id] if event.type == _SUCCEEDED)
+
+
+def _successes(facts: Facts, job: StoredJob) -> int:
+    return sum(1 for _, outcome in facts.outcomes[job.id] if outcome == JobState.SUCCEEDED)
 
 
 def settling_is_told_once(facts: Facts) -> Iterator[Violation]:

@@ -177,6 +177,9 @@ BROKEN: Mapping[str, History] = {
     "end-told-twice": left(
         DONE, events=(replace(end_of(DONE), xid=7, settled=False), end_of(DONE))
     ),
+    "success-told-twice": left(
+        DONE, log=RETRIED, events=(replace(end_of(DONE), xid=7, settled=False), end_of(DONE))
+    ),
     "settled-untold": left(DONE, events=(replace(end_of(DONE), settled=False),)),
     "settled-twice": left(
         DONE, events=(end_of(DONE), StoredEvent(1002, at(3), "job.settled", DONE.id))
