@@ -147,9 +147,12 @@ ON CONFLICT DO NOTHING;
 
 -- name: lock_limits
 -- A statement of its own: what the previous holder of these locks promoted must be seen by the next statement.
-SELECT tenant_id, key, concurrency, in_use FROM limits
-WHERE (tenant_id, key) IN (SELECT * FROM unnest($1::int[], $2::text[]))
-ORDER BY tenant_id, key FOR NO KEY UPDATE;
+-- Locked within the LATERAL: key by key in their order, whatever the planner believes.
+SELECT l.tenant_id, l.key, l.concurrency, l.in_use
+FROM (SELECT DISTINCT * FROM unnest($1::int[], $2::text[]) AS k (tenant_id, key) ORDER BY 1, 2) AS k
+CROSS JOIN LATERAL (
+    SELECT * FROM limits WHERE tenant_id = k.tenant_id AND key = k.key FOR NO KEY UPDATE
+) AS l;
 
 -- name: promote_permitted
 -- The first jobs that wait for each key, as many as it has permits. A row that somebody else holds is on its way out.
@@ -189,9 +192,10 @@ CROSS JOIN LATERAL (
 ) AS l;
 
 -- name: add_permits
+-- To keys that the caller has locked. The arrays, said once more, lead into the index.
 UPDATE limits AS l SET in_use = l.in_use + d.permits
 FROM unnest($1::int[], $2::text[], $3::int[]) AS d (tenant_id, key, permits)
-WHERE l.tenant_id = d.tenant_id AND l.key = d.key;
+WHERE l.tenant_id = d.tenant_id AND l.key = d.key AND l.tenant_id = ANY($1::int[]) AND l.key = ANY($2::text[]);
 
 -- name: claim
 -- One statement: the slot's row is locked first (declaring its death takes the same row FOR UPDATE), so that no job is
@@ -480,7 +484,8 @@ SELECT tenant_id, callback_url, 'job.settled', coalesce($2, now()),
 FROM history WHERE tenant_id = ANY($3::int[]) AND id = ANY($1::uuid[]) AND callback_url IS NOT NULL;
 
 -- name: promote_due
--- Any number of sweepers: each takes other rows. Jobs with a key wait for its permit from now on.
+-- Any number of sweepers: each takes other rows. Jobs with a key wait for its permit from now on. The CASE keeps the
+-- planner from reading all that wait with a key.
 WITH due AS MATERIALIZED (
     SELECT job_id FROM parked WHERE reason IN ('delayed', 'backoff') AND run_at <= coalesce($2, now())
     ORDER BY run_at LIMIT $1 FOR UPDATE SKIP LOCKED
@@ -491,7 +496,8 @@ WITH due AS MATERIALIZED (
     SELECT job_id, pool, sort_at, kind, tenant_id, alone FROM moved
 ), limited AS (
     UPDATE parked SET reason = 'limit'
-    WHERE job_id = ANY(ARRAY(SELECT job_id FROM due)) AND concurrency_key IS NOT NULL RETURNING *
+    WHERE job_id = ANY(ARRAY(SELECT job_id FROM due)) AND CASE WHEN concurrency_key IS NULL THEN false ELSE true END
+    RETURNING *
 )
 SELECT job_id, pool, tenant_id, NULL AS key, batch_id, follow_up FROM moved
 UNION ALL
@@ -504,7 +510,7 @@ WHERE expires_at <= coalesce($2, now()) AND (SELECT true FROM held WHERE job_id 
 ORDER BY expires_at LIMIT $1 FOR UPDATE SKIP LOCKED;
 
 -- name: lock_for_cancel
--- The live ones of the jobs asked for and of all that they created.
+-- The live ones of the jobs asked for and of all that they created, which are of the same tenant.
 WITH roots AS (
     SELECT coalesce(root_id, id) AS id FROM jobs WHERE tenant_id = $1 AND id = ANY($2::uuid[])
     UNION
@@ -512,7 +518,9 @@ WITH roots AS (
 ), chosen AS (
     SELECT id FROM jobs WHERE tenant_id = $1 AND id = ANY($2::uuid[])
     UNION
-    SELECT id FROM jobs WHERE root_id = ANY(ARRAY(SELECT id FROM roots)) AND tenant_id = $1 AND lineage && $2::uuid[]
+    SELECT own.id FROM roots
+    CROSS JOIN LATERAL (SELECT id, lineage FROM jobs WHERE root_id = roots.id OFFSET 0) AS own
+    WHERE own.lineage && $2::uuid[]
 )
 SELECT id FROM jobs WHERE id = ANY(ARRAY(SELECT id FROM chosen)) ORDER BY id FOR UPDATE;
 
@@ -839,7 +847,8 @@ FROM (
 ) AS lately GROUP BY kind;
 
 -- name: unannounced
--- The first jobs of every pool that is not empty (found by skipping from pool to pool along the index).
+-- The first jobs of every pool that is not empty (found by skipping from pool to pool along the index). The pairs keep
+-- the planner from sorting the backlog, as in claim.
 WITH RECURSIVE pool AS (
     (SELECT pool AS name FROM ready ORDER BY pool LIMIT 1)
     UNION ALL
@@ -848,7 +857,10 @@ WITH RECURSIVE pool AS (
 )
 SELECT pool.name AS pool, head.job_id
 FROM pool CROSS JOIN LATERAL (
-    SELECT r.job_id, r.sort_at FROM ready AS r WHERE r.pool = pool.name ORDER BY r.sort_at, r.job_id LIMIT $2
+    SELECT r.job_id, r.sort_at FROM ready AS r
+    WHERE (r.pool, r.sort_at) >= (pool.name, '-infinity'::timestamptz)
+    AND (r.pool, r.sort_at) <= (pool.name, 'infinity'::timestamptz)
+    ORDER BY r.pool, r.sort_at, r.job_id LIMIT $2
 ) AS head
 CROSS JOIN LATERAL (SELECT created_at, run_at FROM jobs WHERE id = head.job_id OFFSET 0) AS j
 WHERE pool.name IS NOT NULL AND NOT EXISTS (SELECT 1 FROM pools WHERE name = pool.name AND paused_at IS NOT NULL)
@@ -863,7 +875,10 @@ ON CONFLICT (tenant_id, key) DO UPDATE SET concurrency = EXCLUDED.concurrency, i
 SELECT l.key, l.concurrency, l.in_use,
     (SELECT count(*) FROM parked AS p
      WHERE p.reason = 'limit' AND p.tenant_id = l.tenant_id AND p.concurrency_key = l.key) AS waiting
-FROM limits AS l WHERE l.tenant_id = $1 AND ($2::text IS NULL OR l.key = $2) ORDER BY l.key;
+FROM limits AS l
+WHERE l.tenant_id = $1
+AND l.key = ANY(CASE WHEN $2::text IS NULL THEN ARRAY(SELECT key FROM limits WHERE tenant_id = $1) ELSE ARRAY[$2] END)
+ORDER BY l.key;
 
 -- name: limits_to_audit
 -- Some of the keys, others each time, and those that jobs wait for without a row.
