@@ -27,17 +27,20 @@ from api.routes import (
     limits,
     operations,
     pools,
+    results,
     schedules,
     search,
     webhooks,
     workers,
 )
 from api.submissions import Submissions
+from api.turns import Turns
 from api.watch import Hub
 from corpus.search_client import SearchClient
 from jobs.announcer import Announcer
 from jobs.kinds import load_kinds
 from jobs.live import LiveStream
+from jobs.spool_room import SpoolRoom, folder_for
 from runtime import redis as runtime_redis
 from runtime.egress import EgressPolicy
 from runtime.logs import logger
@@ -49,6 +52,7 @@ LAST_USES_S = 30.0
 _RESOURCES = (
     jobs,
     batches,
+    results,
     operations,
     events,
     search,
@@ -129,6 +133,8 @@ async def _services(settings: Settings) -> AsyncIterator[tuple[Services, TaskGro
                 ),
                 availability=availability,
                 backlog=BacklogGuard(postgres, kinds, backlog_max=settings.backlog_max),
+                spools=SpoolRoom(folder_for(settings.data_dir)),
+                turns=Turns(),
                 authenticator=Authenticator(postgres),
                 search=search,
                 egress=EgressPolicy(settings.egress_allow),

@@ -17,6 +17,7 @@ from api.auth import Authenticator
 from api.availability import Availability
 from api.backlog import BacklogGuard
 from api.submissions import Submissions
+from api.turns import Turns
 from api.watch import Hub
 from corpus.search_client import SearchClient
 from jobs import batches
@@ -24,6 +25,7 @@ from jobs.announcer import Announcer
 from jobs.kinds import KindRegistry
 from jobs.live import LiveStream
 from jobs.model import TenantId
+from jobs.spool_room import SpoolRoom
 from runtime.egress import EgressPolicy
 from runtime.postgres import Connection, Pool
 from runtime.settings import Settings
@@ -47,6 +49,8 @@ class Services:
     submissions: Submissions
     availability: Availability
     backlog: BacklogGuard
+    spools: SpoolRoom
+    turns: Turns
     authenticator: Authenticator
     search: SearchClient
     egress: EgressPolicy

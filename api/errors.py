@@ -35,6 +35,7 @@ class ProblemType(Enum):
     FORBIDDEN = (HTTPStatus.FORBIDDEN, "The key's role does not allow this")
     NOT_FOUND = (HTTPStatus.NOT_FOUND, "Not found")
     METHOD_NOT_ALLOWED = (HTTPStatus.METHOD_NOT_ALLOWED, "Method not allowed")
+    TOO_SLOW = (HTTPStatus.REQUEST_TIMEOUT, "The body came too slowly")
     CONFLICT = (HTTPStatus.CONFLICT, "The present state does not allow this")
     IN_FLIGHT = (HTTPStatus.CONFLICT, "The first request with this key is still being answered")
     PRECONDITION_FAILED = (HTTPStatus.PRECONDITION_FAILED, "Somebody else changed it meanwhile")
@@ -83,6 +84,8 @@ class Problem(Exception):
         self.detail = detail
         self.errors = tuple(errors)
         self.headers = dict(headers or {})
+        # Members beyond those of every problem (RFC 9457, 3.2).
+        self.more: Mapping[str, object] = {}
 
     def response(self) -> Response:
         """The problem as a response."""
@@ -94,6 +97,7 @@ class Problem(Exception):
         }
         if self.errors:
             document["errors"] = self.errors
+        document.update(self.more)
         return Response(orjson.dumps(document), self.type.status, self.headers, MEDIA_TYPE)
 
 

@@ -2,9 +2,9 @@
 seconds.
 """
 
-from collections.abc import AsyncIterator, Sequence
-from itertools import batched
+from collections.abc import AsyncIterator
 
+import anyio
 from starlette.requests import Request
 
 from api.errors import Problem, ProblemType
@@ -17,11 +17,13 @@ BATCH_JSON_BYTES = 16 * MIB
 DOCUMENT_BYTES = 32 * MIB
 NDJSON_BODY_BYTES = 512 * MIB
 NDJSON_LINE_BYTES = 320 * KIB
-# Checking this many takes some milliseconds; then it is the other requests' turn.
-LINES_AT_ONCE = 200
+# A body may come slowly, but not stand still for longer.
+BODY_PAUSE_S = 60.0
 BATCH_JSON_JOBS = 1_000
 BATCH_NDJSON_JOBS = 100_000
-# More bad lines than this help nobody; the first ones are named, the rest are counted.
+# With those that are empty: they cost time, though they hold no job.
+NDJSON_LINES = 1_000_000
+# What is wrong is told in full of so many, of the others by their numbers.
 BAD_LINES_NAMED = 100
 
 
@@ -34,7 +36,7 @@ async def read_bounded(request: Request, limit: int) -> bytes:
     """The whole body, or Problem 413 as soon as it is known to be longer than `limit` bytes."""
     check_announced(request, limit)
     body = bytearray()
-    async for chunk in request.stream():
+    async for chunk in chunks_of(request):
         body += chunk
         if len(body) > limit:
             raise too_large(limit)
@@ -48,31 +50,21 @@ def check_announced(request: Request, limit: int) -> None:
         raise too_large(limit)
 
 
-async def line_blocks(request: Request) -> AsyncIterator[tuple[int, Sequence[bytes]]]:
-    """The body's lines as they arrive, some at once, each time with the first one's 1-based number.
-
-    Holds at most one line and one chunk; a line or a body beyond its bound is a Problem 413.
-    """
-    check_announced(request, NDJSON_BODY_BYTES)
-    rest, number, received = b"", 1, 0
-    async for chunk in request.stream():
-        received += len(chunk)
-        if received > NDJSON_BODY_BYTES:
-            raise too_large(NDJSON_BODY_BYTES)
-        *whole, rest = (rest + chunk).split(b"\n")
-        for block in batched(whole, LINES_AT_ONCE):
-            yield number, _bounded(block, number)
-            number += len(block)
-        _bounded((rest,), number)
-    if rest:
-        yield number, (rest,)
-
-
-def _bounded(block: Sequence[bytes], first: int) -> Sequence[bytes]:
-    for number, line in enumerate(block, first):
-        if len(line) > NDJSON_LINE_BYTES:
-            raise too_large(NDJSON_LINE_BYTES, f"line {number}")
-    return block
+async def chunks_of(request: Request) -> AsyncIterator[bytes]:
+    """The body as it arrives; Problem 408 when nothing more does for BODY_PAUSE_S."""
+    stream = request.stream()
+    while True:
+        with anyio.move_on_after(BODY_PAUSE_S) as scope:
+            chunk = await anext(stream, None)
+        if scope.cancelled_caught:
+            raise Problem(
+                ProblemType.TOO_SLOW,
+                f"nothing of the body came for {BODY_PAUSE_S:g} s, and nothing was accepted",
+                headers={"Connection": "close"},
+            )
+        if chunk is None:
+            return
+        yield chunk
 
 
 def too_many_jobs(limit: int) -> Problem:

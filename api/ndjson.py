@@ -15,7 +15,8 @@ from starlette.requests import Request
 
 from api.errors import FieldError, Problem, from_pydantic, invalid, invalid_fields
 from api.job_requests import JobChecker, JobRequest
-from api.limits import BAD_LINES_NAMED, BATCH_NDJSON_JOBS, line_blocks, too_many_jobs
+from api.limits import BAD_LINES_NAMED, BATCH_NDJSON_JOBS, too_many_jobs
+from api.lines import at_line, line_blocks
 from api.strict_json import MalformedJson, RefusedJson, loads
 from jobs.errors import JobsRefused
 from jobs.spool import Spool
@@ -45,7 +46,11 @@ async def read_jobs(request: Request, checker: JobChecker, spool: Spool) -> Line
             numbers.append(number)
             if len(numbers) > BATCH_NDJSON_JOBS:
                 raise too_many_jobs(BATCH_NDJSON_JOBS)
-            if errors := _check_line(line, checker, spool):
+            try:
+                errors = _check_line(line, checker, spool)
+            except Problem as problem:
+                raise at_line(number, problem) from None
+            if errors:
                 bad.add(number, errors)
         await anyio.lowlevel.checkpoint()
     if bad.errors:
@@ -56,22 +61,24 @@ async def read_jobs(request: Request, checker: JobChecker, spool: Spool) -> Line
 
 
 class BadLines:
-    """What is wrong, by line: the first hundred entries in full, all of them counted."""
+    """What is wrong, by line: the first hundred entries in full, every bad line by its number."""
 
     def __init__(self) -> None:
         self.errors: list[FieldError] = []
-        self.lines = 0
+        self.numbers = array("I")
 
     def add(self, number: int, errors: list[FieldError]) -> None:
         """Note a bad line."""
-        self.lines += 1
+        self.numbers.append(number)
         room = BAD_LINES_NAMED - len(self.errors)
         self.errors.extend({**error, "line": number} for error in errors[:room])
 
     def problem(self) -> Problem:
         """The 422 of a batch of which nothing was accepted."""
         problem = invalid_fields(self.errors)
-        problem.detail = f"{self.lines} bad lines, nothing was accepted; {problem.detail}"
+        lines = "1 bad line" if len(self.numbers) == 1 else f"{len(self.numbers)} bad lines"
+        problem.detail = f"{lines}, nothing was accepted; {problem.detail}"
+        problem.more = {"bad_lines": self.numbers.tolist()}
         return problem
 
 

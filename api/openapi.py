@@ -25,7 +25,7 @@ _EVERYWHERE = (
     ProblemType.INVALID,
     ProblemType.UNAVAILABLE,
 )
-_WITH_BODY = (ProblemType.TOO_LARGE, ProblemType.MEDIA_TYPE)
+_WITH_BODY = (ProblemType.TOO_LARGE, ProblemType.TOO_SLOW, ProblemType.MEDIA_TYPE)
 # Not FastAPI's HTTPBearer: every request would solve it again, after Authentication did the work.
 _SECURITY = {
     "ApiKey": {

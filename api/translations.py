@@ -98,6 +98,10 @@ LEDGER: dict[type[Exception], Translation] = {
     ledger.IdempotencyInFlight: lambda error: Problem(
         ProblemType.IN_FLIGHT, str(error), headers={"Retry-After": "1"}
     ),
+    ledger.SpoolsFull: lambda error: Problem(
+        ProblemType.QUEUE_FULL, str(error), headers={"Retry-After": "5"}
+    ),
+    ledger.SpoolDiskFull: lambda error: unavailable(str(error)),
     UnknownKind: lambda error: invalid("/kind", str(error)),
 }
 

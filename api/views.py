@@ -46,6 +46,9 @@ class ProblemView(View):
     status: int
     detail: str
     errors: list[FieldErrorView] = []
+    bad_lines: Annotated[
+        list[int] | None, Field(description="Every bad line of an NDJSON body, counted from 1.")
+    ] = None
 
 
 class CountsView(View):

@@ -4,9 +4,12 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from uuid import UUID
 
+import asyncpg
+
+from jobs import cursors
 from jobs.bulk import fill
 from jobs.enqueue import DEFAULT_AGEING_S
-from jobs.errors import BatchNotFound, BatchNotOpen, IdempotencyMismatch
+from jobs.errors import BatchNotFound, BatchNotOpen, IdempotencyInFlight, IdempotencyMismatch
 from jobs.kinds import KindRegistry
 from jobs.model import TenantId
 from jobs.results import Ready
@@ -17,6 +20,7 @@ from runtime.postgres import Connection
 from runtime.sql import load_queries
 
 QUERIES = load_queries("jobs")
+BATCHES = load_queries("jobs", "batches")
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +41,23 @@ class Appended:
     jobs: int
     ready: Ready = field(default_factory=dict)
     replayed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A part that a batch has."""
+
+    key: str
+    jobs: int
+    created_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class PartPage:
+    """Parts in the order of their names."""
+
+    parts: tuple[Part, ...]
+    next_cursor: str | None
 
 
 async def create(
@@ -71,14 +92,18 @@ async def append(
 ) -> Appended:
     """Add a part to an open batch, once per `part_key`, in the caller's transaction.
 
-    Raises BatchNotFound, BatchNotOpen, JobsRefused, and IdempotencyMismatch when the key named
-    another part.
+    Raises BatchNotFound, BatchNotOpen, JobsRefused, IdempotencyMismatch when the key named another
+    part, and IdempotencyInFlight while another request is adding it.
     """
     async with connection.transaction():
         state = await state_of(connection, tenant_id, batch_id)
-        is_new = await connection.fetchval(
-            QUERIES["take_part"], batch_id, part_key, request_hash, len(spool)
-        )
+        try:
+            is_new = await connection.fetchval(
+                QUERIES["take_part"], batch_id, part_key, request_hash, len(spool)
+            )
+        except asyncpg.LockNotAvailableError:
+            message = f"part {part_key!r} is being added by another request: try again"
+            raise IdempotencyInFlight(message) from None
         if is_new is None:
             return await _known_part(connection, batch_id, part_key, request_hash)
         _assert_open(batch_id, state)
@@ -102,8 +127,30 @@ async def _known_part(
 
 def _assert_open(batch_id: UUID, state: BatchState) -> None:
     if state is not BatchState.OPEN:
-        message = f"batch {batch_id} is {state} and takes no more jobs: create another"
-        raise BatchNotOpen(message)
+        raise BatchNotOpen(batch_id, state)
+
+
+async def has_part(connection: Connection, batch_id: UUID, part_key: str) -> bool:
+    """Whether the part was added; ask `state_of` first whose batch it is."""
+    return await connection.fetchrow(QUERIES["known_part"], batch_id, part_key) is not None
+
+
+async def parts(
+    connection: Connection,
+    tenant_id: TenantId,
+    batch_id: UUID,
+    *,
+    cursor: str | None = None,
+    limit: int = 100,
+) -> PartPage:
+    """One page of the batch's parts by their names. Raises BatchNotFound, and ValueError for a
+    cursor that no page gave.
+    """
+    await state_of(connection, tenant_id, batch_id)
+    after = cursors.read_name(cursor)
+    rows = await connection.fetch(BATCHES["list_parts"], batch_id, after, limit + 1)
+    found = tuple(Part(row["part_key"], row["jobs"], row["created_at"]) for row in rows[:limit])
+    return PartPage(found, cursors.after_name(found[-1].key) if len(rows) > limit else None)
 
 
 async def state_of(connection: Connection, tenant_id: TenantId, batch_id: UUID) -> BatchState:

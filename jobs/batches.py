@@ -4,7 +4,18 @@ The one door to them: `batch_intake` takes jobs in, `batch_lookup` reads, `batch
 revives.
 """
 
-from jobs.batch_intake import Appended, NewBatch, append, create, seal
+from jobs.batch_intake import (
+    Appended,
+    NewBatch,
+    Part,
+    PartPage,
+    append,
+    create,
+    has_part,
+    parts,
+    seal,
+    state_of,
+)
 from jobs.batch_lookup import BatchPage, ResultLine, get, list_batches, results
 from jobs.batch_verbs import cancel, finish_due, retry
 from jobs.bulk import fill
@@ -13,6 +24,8 @@ __all__ = [
     "Appended",
     "BatchPage",
     "NewBatch",
+    "Part",
+    "PartPage",
     "ResultLine",
     "append",
     "cancel",
@@ -20,8 +33,11 @@ __all__ = [
     "fill",
     "finish_due",
     "get",
+    "has_part",
     "list_batches",
+    "parts",
     "results",
     "retry",
     "seal",
+    "state_of",
 ]

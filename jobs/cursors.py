@@ -21,6 +21,24 @@ def read_id(cursor: str | None) -> UUID:
         raise _bad(cursor) from None
 
 
+def after_name(name: str) -> str:
+    """The cursor of a list that is ordered by name."""
+    return urlsafe_b64encode(name.encode()).decode().rstrip("=")
+
+
+def read_name(cursor: str | None) -> str:
+    """The name after which a page begins; the empty one, which nothing has, for the first page."""
+    if cursor is None:
+        return ""
+    try:
+        name = urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)).decode()
+    except ValueError:
+        raise _bad(cursor) from None
+    if "\x00" in name:
+        raise _bad(cursor)
+    return name
+
+
 def after_place(xid: int, job_id: UUID) -> str:
     """The cursor of a list in the order of transactions."""
     return f"{xid:x}-{job_id.hex}"

@@ -9,6 +9,7 @@ LedgerError
 ├── StaleToken                      the attempt is no longer held: its write is refused
 ├── SlotEnded                       the slot was declared dead and must stop
 ├── CursorPast                      the cursor points to what retention or a restore has taken
+├── SpoolsFull, SpoolDiskFull       no room for one more upload at the moment
 └── IdempotencyMismatch, IdempotencyInFlight
 UnknownKind, InvalidPayload         jobs/kinds.py
 JobError                            what a handler may raise: Retry, Cancel, Fail
@@ -16,6 +17,8 @@ JobError                            what a handler may raise: Retry, Cancel, Fai
 
 from dataclasses import dataclass
 from uuid import UUID
+
+from jobs.states import BatchState
 
 
 class LedgerError(Exception):
@@ -68,6 +71,9 @@ class JobsRefused(LedgerError):
 class BatchNotOpen(LedgerError):
     """The batch was sealed and takes no more jobs."""
 
+    def __init__(self, batch_id: UUID, state: BatchState) -> None:
+        super().__init__(f"batch {batch_id} is {state} and takes no more jobs: create another")
+
 
 class StateConflict(LedgerError):
     """The job's state does not allow what was asked."""
@@ -83,6 +89,14 @@ class SlotEnded(LedgerError):
 
 class CursorPast(LedgerError):
     """What followed this cursor was dropped by retention or lost by a restore: start again."""
+
+
+class SpoolsFull(LedgerError):
+    """The uploads under way fill what this process keeps for them."""
+
+
+class SpoolDiskFull(LedgerError):
+    """The disk that uploads are spooled to has no room."""
 
 
 class IdempotencyMismatch(LedgerError):

@@ -19,6 +19,7 @@ _AGED = (
     "prune_batches",
 )
 _OPERATIONS = load_queries("jobs", "operations")
+_BATCHES = load_queries("jobs", "batches")
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +43,7 @@ async def prune(
     connection: Connection, *, days: int, limit: int = 10_000, now: datetime | None = None
 ) -> Pruned:
     """Drop partitions whose last row is older than `days`, and up to `limit` rows of what hangs on
-    them.
+    them; seal open batches that nobody has added to for so long.
 
     Call it outside of a transaction: each partition and each step commits by itself.
     """
@@ -52,8 +53,10 @@ async def prune(
     counts = [_count(await connection.execute(QUERIES[query], days, limit, now)) for query in _AGED]
     counts.append(_count(await connection.execute(QUERIES["prune_unique_keys"], limit, now)))
     counts.append(_count(await connection.execute(QUERIES["prune_limits"], limit)))
-    step = await connection.execute(_OPERATIONS["prune_operations"], days, limit, now)
-    counts.append(_count(step))
+    counts += [
+        _count(await connection.execute(step, days, limit, now))
+        for step in (_OPERATIONS["prune_operations"], _BATCHES["seal_forgotten"])
+    ]
     return Pruned(tuple(partitions), sum(counts), any(count >= limit for count in counts))
 
 

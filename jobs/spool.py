@@ -1,24 +1,34 @@
 """Checked jobs of an upload, waiting to be written: payloads as JSON text, everything else aside.
 
-A spool holds a bounded part of the payloads in memory and the rest in a file without a name, and no
-connection. Knows nothing of HTTP.
+A spool holds a bounded part of the payloads in memory and the rest in a file without a name, which
+a crash leaves no trace of; and no connection. Knows nothing of HTTP.
 """
 
+import errno
+import tempfile
 from array import array
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from tempfile import SpooledTemporaryFile
+from io import BytesIO
+from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 import orjson
 
-from jobs.errors import Refusal
+from jobs.errors import Refusal, SpoolDiskFull
 from jobs.kinds import Kind
 from jobs.model import DEFAULT_PRIORITY, NewJob
 
+if TYPE_CHECKING:
+    from typing import BinaryIO
+
 PAYLOADS_IN_MEMORY_BYTES = 32 * 1024 * 1024
+# What a job costs beside its payload: entries of lists; and for one that is not plain, an object.
+_ENTRY_BYTES = 64
+_OBJECT_BYTES = 1024
+_COUNTED_AT_ONCE_BYTES = 256 * 1024
 _WRITTEN_AT_ONCE_BYTES = 256 * 1024
 _READ_AT_ONCE = 1000
 _READ_AT_ONCE_BYTES = 1024 * 1024
@@ -48,21 +58,50 @@ class Terms:
         )
 
 
+class Room:
+    """Where a spool takes its bytes from. This one has room for anything: `jobs.spool_room` has the
+    one that uploads share.
+    """
+
+    def take_memory(self, size_bytes: int) -> None:
+        """Take memory or raise SpoolsFull."""
+
+    def give_memory(self, size_bytes: int) -> None:
+        """Give memory back."""
+
+    def has_memory(self, size_bytes: int) -> bool:
+        """Whether payloads may take as much memory, or go to disk."""
+        return size_bytes >= 0
+
+    def take_disk(self, size_bytes: int) -> None:
+        """Take disk space or raise SpoolsFull."""
+
+    def folder(self) -> Path:
+        """Where the file goes."""
+        return Path(tempfile.gettempdir())
+
+
 class Spool:
     """Jobs in the order in which they came. Close it, or its file stays until it is collected.
 
     A job is plain, told by its `Terms`, when nothing can hold it back and it is tied to no other;
-    what `others` say beyond that lies beside.
+    what `others` say beyond that lies beside. Raises SpoolsFull and SpoolDiskFull while it grows.
     """
 
-    def __init__(self, in_memory_bytes: int = PAYLOADS_IN_MEMORY_BYTES) -> None:
+    def __init__(
+        self, room: Room | None = None, in_memory_bytes: int = PAYLOADS_IN_MEMORY_BYTES
+    ) -> None:
+        self._room = room or Room()
+        self._in_memory_bytes = in_memory_bytes
         self.terms: list[Terms] = []
         self.others: dict[int, NewJob] = {}
         self.custom_ids: list[str | None] = []
         self._sizes = array("I")
         self._unwritten = bytearray()
+        self._uncounted_bytes = 0
         # Closed by __exit__.
-        self._payloads = SpooledTemporaryFile(max_size=in_memory_bytes)  # noqa: SIM115
+        self._payloads: BinaryIO = BytesIO()
+        self._is_on_disk = False
 
     def __len__(self) -> int:
         return len(self.terms)
@@ -99,17 +138,65 @@ class Spool:
         self.custom_ids.append(custom_id)
         self._sizes.append(len(payload))
         self._unwritten += payload
+        self._count(_ENTRY_BYTES + len(custom_id or ""))
         if len(self._unwritten) >= _WRITTEN_AT_ONCE_BYTES:
             self._write_out()
 
     def add_other(self, kind: Kind, job: NewJob, payload: bytes) -> None:
         """Take a job of any sort, whose own payload is left aside."""
         self.others[len(self)] = job
+        self._count(_OBJECT_BYTES)
         self.add(Terms(kind), job.custom_id, payload)
 
+    def _count(self, size_bytes: int) -> None:
+        self._uncounted_bytes += size_bytes
+        if self._uncounted_bytes >= _COUNTED_AT_ONCE_BYTES:
+            self._room.take_memory(self._uncounted_bytes)
+            self._uncounted_bytes = 0
+
     def _write_out(self) -> None:
-        self._payloads.write(self._unwritten)
+        size_bytes = len(self._unwritten)
+        if not size_bytes:
+            return
+        if not self._is_on_disk:
+            held_bytes = self._payloads.tell()
+            fits = held_bytes + size_bytes <= self._in_memory_bytes
+            if not (fits and self._room.has_memory(size_bytes)):
+                self._move_to_disk(held_bytes)
+        if self._is_on_disk:
+            self._room.take_disk(size_bytes)
+            self._write_to_disk(self._unwritten)
+        else:
+            self._room.take_memory(size_bytes)
+            self._payloads.write(self._unwritten)
         self._unwritten.clear()
+
+    def _move_to_disk(self, held_bytes: int) -> None:
+        self._room.take_disk(held_bytes)
+        held = self._payloads
+        try:
+            # Unbuffered, so that a full disk is told by the write and not by the close.
+            self._payloads = tempfile.TemporaryFile(  # noqa: SIM115
+                buffering=0, dir=self._room.folder()
+            )
+        except OSError as error:
+            raise _disk_full(error) from error
+        self._is_on_disk = True
+        with held:
+            held.seek(0)
+            self._write_to_disk(held.read())
+        self._room.give_memory(held_bytes)
+
+    def _write_to_disk(self, content: bytes | bytearray) -> None:
+        rest = memoryview(content)
+        try:
+            while rest:
+                # A write may be short, as the last one that fits on a disk.
+                rest = rest[self._payloads.write(rest) :]
+        except OSError as error:
+            raise _disk_full(error) from error
+        finally:
+            rest.release()
 
     def payloads(self) -> Iterator[list[bytes]]:
         """The payloads from the first one on, some at once: bounded in number and in bytes."""
@@ -149,6 +236,14 @@ class Spool:
                 )
                 refusals.append(Refusal(position, "/custom_id", detail))
         return refusals
+
+
+def _disk_full(error: OSError) -> OSError | SpoolDiskFull:
+    if error.errno not in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}:
+        return error
+    return SpoolDiskFull(
+        "the disk that uploads are spooled to is full: free space in the data directory"
+    )
 
 
 def _portions(sizes: "array[int]") -> Iterator[list[int]]:
