@@ -1,5 +1,6 @@
 """Handlers of kinds that only tests define; they are named by import strings, like all others."""
 
+import time
 from contextvars import ContextVar
 
 import anyio
@@ -29,3 +30,11 @@ async def answer_a_megabyte(run: Run[ProbePayload]) -> JsonObject:
     """Return as much as a result may hold."""
     del run
     return {"text": "x" * 1_000_000}
+
+
+async def spin(run: Run[ProbePayload]) -> None:
+    """Keep the event loop for a millisecond, and never suspend."""
+    del run
+    until = time.perf_counter() + 0.001
+    while time.perf_counter() < until:
+        pass

@@ -1,7 +1,13 @@
-"""A slot's loop in this process: what it holds stays bounded whatever Postgres does."""
+"""A slot's loop in this process: what it holds stays bounded whatever Postgres does, and it turns
+whatever its handlers do.
+"""
 
 import os
-from collections.abc import AsyncIterator
+import threading
+import time
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import contextmanager
+from types import MappingProxyType
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -10,7 +16,7 @@ import asyncpg
 import pytest
 
 from jobs import ledger, slots
-from jobs.kinds import load_kinds
+from jobs.kinds import Kind, KindRegistry, ProbePayload, load_kinds
 from jobs.live import LiveStream
 from jobs.model import DEFAULT_TENANT, ClaimedJob, NewJob
 from runtime.errors import PostgresAwayError
@@ -22,10 +28,21 @@ from workers.pace import CLAIM_MAX, Pace
 from workers.recorder import UNRECORDED_MAX
 from workers.run import Services
 from workers.runner import Post, Runner
+from workers.verdicts import STALL_S
 
 pytestmark = pytest.mark.anyio
 
-KINDS = load_kinds()
+# What the product promises for a job in a slot's hands.
+CANCEL_S = 5.0
+SPINNER = Kind(
+    "spinner",
+    ProbePayload,
+    "probe",
+    "tests.support.handlers:spin",
+    exclusive=False,
+    in_hand=1000,
+)
+KINDS = KindRegistry(MappingProxyType({**load_kinds().kinds, SPINNER.name: SPINNER}))
 
 
 @pytest.fixture
@@ -40,7 +57,7 @@ async def runner(db: Pool, redis: Client, settings: Settings) -> AsyncIterator[R
             host="test",
             pid=os.getpid(),
             cores=[0],
-            kinds=["probe"],
+            kinds=["probe", "spinner"],
         )
     services = Services(settings, KINDS, db, LiveStream(redis), cores=1)
     board = Board.create()
@@ -128,3 +145,77 @@ async def test_jobs_of_a_claim_whose_answer_was_lost_are_given_back(
     assert {row["job_id"] for row in attempts} == set(lost)
     assert {row["outcome"] for row in attempts} == {"released"}
     assert {row["failures"] for row in await db.fetch("SELECT failures FROM history")} == {0}
+
+
+async def put(db: Pool, jobs: Sequence[NewJob]) -> list[UUID]:
+    async with db.acquire() as connection:
+        accepted = await ledger.enqueue(connection, DEFAULT_TENANT, jobs, kinds=KINDS)
+    return [job.id for job in accepted]
+
+
+async def is_over(db: Pool, job_id: UUID) -> None:
+    while True:
+        if await db.fetchval("SELECT true FROM history WHERE id = $1", job_id):
+            return
+        await anyio.sleep(0.01)
+
+
+class Watch:
+    """Looks at the board from a thread, as the supervisor does from its process: the slot's loop
+    has no say in it.
+    """
+
+    def __init__(self, board: Board) -> None:
+        self.longest_stall_s = 0.0
+        self._board = board
+        self._is_over = threading.Event()
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        thread = threading.Thread(target=self._look)
+        thread.start()
+        try:
+            yield
+        finally:
+            self._is_over.set()
+            thread.join()
+
+    def _look(self) -> None:
+        while not self._is_over.wait(0.02):
+            # A slot in which nothing runs rests, and has not stood still.
+            if self._board.read():
+                age_s = time.monotonic() - self._board.turned_ns / 1e9
+                self.longest_stall_s = max(self.longest_stall_s, age_s)
+
+
+async def test_a_cancel_a_timeout_and_signs_of_life_pass_jobs_that_never_suspend(
+    db: Pool, runner: Runner
+) -> None:
+    asked, late = await put(
+        db,
+        [
+            NewJob("probe", {"sleep_s": 3600.0}),
+            NewJob("probe", {"sleep_s": 3600.0}, timeout_s=0.5, max_attempts=1),
+        ],
+    )
+    # Many more than can run until both are over: whatever happens, happens beside them.
+    first, *_ = await put(db, [NewJob("spinner", {})] * 12_000)
+    watch = Watch(runner.post.board)
+    with anyio.fail_after(90), watch.running():
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(runner.run)
+            await is_over(db, first)
+            async with db.acquire() as connection:
+                await ledger.cancel(connection, DEFAULT_TENANT, [asked])
+            with anyio.fail_after(CANCEL_S):
+                runner.cancel(asked)
+                await is_over(db, asked)
+            await is_over(db, late)
+            assert await db.fetchval("SELECT count(*) FROM ready") > 0
+            runner.drain()
+    assert watch.longest_stall_s < STALL_S
+    ended = {row["id"]: row for row in await db.fetch("SELECT * FROM history WHERE kind = 'probe'")}
+    assert ended[asked]["state"] == "cancelled"
+    assert ended[late]["state"] == "failed"
+    lasted = ended[late]["finished_at"] - ended[late]["started_at"]
+    assert lasted.total_seconds() < 0.5 + CANCEL_S
