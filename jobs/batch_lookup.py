@@ -1,6 +1,7 @@
 """Reads batches and their results; counts come from one snapshot."""
 
 from dataclasses import dataclass
+from datetime import datetime
 from uuid import UUID
 
 import asyncpg
@@ -9,9 +10,8 @@ from jobs import cursors
 from jobs.batch_intake import state_of
 from jobs.errors import BatchNotFound
 from jobs.events import assert_reached
-from jobs.lookup import job_from
-from jobs.model import Batch, Counts, Job, TenantId
-from jobs.states import BatchState
+from jobs.model import Batch, Counts, TenantId
+from jobs.states import BatchState, JobState
 from runtime.postgres import Connection
 from runtime.sql import load_queries
 
@@ -27,11 +27,25 @@ class BatchPage:
 
 
 @dataclass(frozen=True, slots=True)
+class EndedJob:
+    """What a job came to. `result` and `error` are JSON text: they are passed on, not looked at."""
+
+    id: UUID
+    custom_id: str | None
+    kind: str
+    state: JobState
+    attempt: int
+    finished_at: datetime
+    result: str | None
+    error: str | None
+
+
+@dataclass(frozen=True, slots=True)
 class ResultLine:
     """A terminal job of a batch and the cursor after it."""
 
     cursor: str
-    job: Job
+    job: EndedJob
 
 
 async def get(connection: Connection, tenant_id: TenantId, batch_id: UUID) -> Batch:
@@ -67,7 +81,8 @@ async def results(
 ) -> list[ResultLine]:
     """Terminal jobs of the batch after `cursor`, in the order they became visible; no follow-ups.
 
-    Complete once the batch is finished. A job that was retried shows again, further on. Raises
+    Complete once the batch is finished. At most `limit`, fewer where results are large: only an
+    empty page is the last one. A job that was retried shows again, further on. Raises
     BatchNotFound, CursorPast for a cursor of before a restore, and ValueError for one that no line
     gave.
     """
@@ -78,9 +93,22 @@ async def results(
         if cursor is not None:
             await assert_reached(connection, cursor, int(xid))
     return [
-        ResultLine(cursors.after_place(int(row["xid_text"]), row["id"]), job_from(row))
+        ResultLine(cursors.after_place(int(row["xid_text"]), row["id"]), _ended_from(row))
         for row in rows
     ]
+
+
+def _ended_from(row: asyncpg.Record) -> EndedJob:
+    return EndedJob(
+        id=row["id"],
+        custom_id=row["custom_id"],
+        kind=row["kind"],
+        state=JobState(row["state"]),
+        attempt=row["attempt"],
+        finished_at=row["finished_at"],
+        result=row["result"],
+        error=row["error"],
+    )
 
 
 def _batch_from(row: asyncpg.Record) -> Batch:

@@ -16,13 +16,14 @@ from jobs.batch_intake import (
     seal,
     state_of,
 )
-from jobs.batch_lookup import BatchPage, ResultLine, get, list_batches, results
+from jobs.batch_lookup import BatchPage, EndedJob, ResultLine, get, list_batches, results
 from jobs.batch_verbs import cancel, finish_due, retry
 from jobs.bulk import fill
 
 __all__ = [
     "Appended",
     "BatchPage",
+    "EndedJob",
     "NewBatch",
     "Part",
     "PartPage",

@@ -694,22 +694,21 @@ AND discarded_at IS NULL ORDER BY id LIMIT $3;
 -- name: batch_results
 -- In the order of the transactions that finished them, below the oldest one still open: a reader skips nothing.
 -- A finished batch has none still open, and must not wait for strangers' transactions to show its last lines.
+-- A page ends where its results come to a megabyte, as they are stored; the first one is always there.
 WITH ended AS MATERIALIZED (
-    SELECT xid, tenant_id, id, finished_at FROM history
+    SELECT xid, tenant_id, id, custom_id, kind, state, attempt, finished_at, result, error,
+        coalesce(pg_column_size(result), 0) AS size
+    FROM history
     WHERE batch_id = $2 AND parent_id IS NULL AND (xid, id) > ($3::text::xid8, $4::uuid)
     AND (xid < pg_snapshot_xmin(pg_current_snapshot())
          OR EXISTS (SELECT 1 FROM batches WHERE batches.id = $2 AND state = 'finished'))
     ORDER BY xid, id LIMIT $5
-), page AS MATERIALIZED (
-    SELECT j.*, e.xid FROM ended AS e
-    CROSS JOIN LATERAL (
-        SELECT * FROM finished_jobs WHERE tenant_id = e.tenant_id AND id = e.id AND finished_at = e.finished_at
-    ) AS j WHERE j.tenant_id = $1
+), measured AS (
+    SELECT *, sum(size) OVER (ORDER BY xid, id) - size AS before FROM ended WHERE tenant_id = $1
 )
-SELECT page.*, page.xid::text AS xid_text, f.settled_at, f.total AS follow_total, f.scheduled AS follow_scheduled, f.queued AS follow_queued,
-    f.running AS follow_running, f.succeeded AS follow_succeeded, f.failed AS follow_failed,
-    f.cancelled AS follow_cancelled
-FROM page LEFT JOIN LATERAL (SELECT * FROM family_counts WHERE job_id = page.id OFFSET 0) AS f ON page.has_family ORDER BY page.xid, page.id;
+SELECT xid::text AS xid_text, id, custom_id, kind, state, attempt, finished_at,
+    result::text AS result, error::text AS error
+FROM measured WHERE before < 1048576 ORDER BY measured.xid, id;
 
 -- name: lock_due_batches
 -- Batches that look finished; the next statement looks again, under their locks.

@@ -143,8 +143,12 @@ def _line(line: ResultLine) -> bytes:
             "state": job.state,
             "attempt": job.attempt,
             "finished_at": job.finished_at,
-            "result": job.result,
-            "error": job.error,
+            "result": _as_is(job.result),
+            "error": _as_is(job.error),
         },
         option=orjson.OPT_APPEND_NEWLINE,
     )
+
+
+def _as_is(text: str | None) -> orjson.Fragment | None:
+    return None if text is None else orjson.Fragment(text)
