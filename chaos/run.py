@@ -132,10 +132,12 @@ class _Run:
             await self._wait_ready(http)
             await self._learn_secret(http)
             fault_free = await self._fault_free(http)
-            injected = await self._strike(http)
+            clients = Clients(self._stack, http, self._log)
+            injected = await self._strike(clients)
             self._say("all faults are over; waiting until everything is done")
             await heal_all(self._scene)
             await self._wait_ready(http)
+            await clients.stop_schedules()
             settled_in_s = await self._settle()
             rates = await self._recovered(http, fault_free)
             index = await self._audit_index(http, settled_in_s)
@@ -162,7 +164,7 @@ class _Run:
         self._say("measuring the fault-free rate")
         return await self._meter(http).fault_free()
 
-    async def _strike(self, http: httpx.AsyncClient) -> tuple[Injected, ...]:
+    async def _strike(self, clients: Clients) -> tuple[Injected, ...]:
         order = self._order
         load = draw_load(
             order.seed,
@@ -172,7 +174,6 @@ class _Run:
             with_documents=order.with_documents,
         )
         steps = draw_faults(order.seed, order.window_s, order.faults)
-        clients = Clients(self._stack, http, self._log)
         await clients.prepare(load)
         self._say(f"{load.jobs} jobs and {len(steps)} faults in {order.window_s:.0f} s")
         give_up_at = anyio.current_time() + order.window_s + ANSWER_S
@@ -180,7 +181,6 @@ class _Run:
         async with anyio.create_task_group() as group:
             group.start_soon(clients.send, load, give_up_at)
             injected += await inject_all(self._scene, steps, self._say)
-        await clients.stop_schedules()
         return tuple(injected)
 
     async def _settle(self) -> float | None:
