@@ -41,7 +41,8 @@ SELECT job_id, open, total, succeeded, failed, cancelled, settled_at IS NOT NULL
 SELECT parent_id, job_id FROM dependencies;
 
 -- name: all_limits
-SELECT tenant_id, key, concurrency, in_use FROM limits;
+SELECT l.tenant_id, l.key, l.concurrency, l.in_use - coalesce(u.permits, 0) AS in_use
+FROM limits AS l LEFT JOIN uncounted_permits AS u ON u.tenant_id = l.tenant_id AND u.key = l.key;
 
 -- name: all_unique_keys
 SELECT tenant_id, key, job_id, until FROM unique_keys;

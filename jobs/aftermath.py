@@ -63,6 +63,7 @@ class Aftermath:
         self.ready: defaultdict[str, list[UUID]] = defaultdict(list)
         self.released: Counter[Key] = Counter()
         self.settled: list[UUID] = []
+        self.has_returned = False
         self._over: list[Over] = []
 
     async def end_waiting(self, verdicts: Mapping[UUID, Verdict]) -> list[Over]:
@@ -129,6 +130,7 @@ class Aftermath:
 
     def release(self, row: asyncpg.Record) -> None:
         """Note the permits that a row of finish_held tells of, by key."""
+        self.has_returned = self.has_returned or bool(row["has_returned"])
         for tenant_id, key, permits_held in zip(
             row["tenants"] or (), row["keys"] or (), row["permits"] or (), strict=True
         ):

@@ -1,7 +1,7 @@
 """Limits: how many jobs of one `concurrency_key` may be queued or running, by permits.
 
 A job holds a permit exactly while it is in `ready` or `held`; `limits.in_use` counts them under
-the row's lock.
+the row's lock, and for a moment those that `returned_permits` says were given back.
 """
 
 from collections.abc import Iterable
@@ -21,6 +21,9 @@ from runtime.postgres import Connection
 from runtime.sql import load_queries
 
 QUERIES = load_queries("jobs")
+
+# Commits whose permits one transaction counts.
+RETURNED_MAX = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +71,22 @@ async def audit(connection: Connection, limit: int = 100) -> Ready:
         return await _fill(connection, keys, None)
 
     return await atomically(connection, audit_all)
+
+
+async def count_returned(connection: Connection, rows: int = RETURNED_MAX) -> Ready:
+    """Count permits that were given back without a lock, and queue whoever waits for one.
+
+    Any number may do so at once. Whoever recorded ends does it soon, a sweeper what was left.
+    """
+
+    async def count_all() -> Ready:
+        aftermath = Aftermath(connection, NO_SLOT, None)
+        for row in await connection.fetch(QUERIES["take_returned"], rows):
+            aftermath.released[TenantId(row["tenant_id"]), row["key"]] += row["permits"]
+        await aftermath.apply()
+        return aftermath.ready_by_pool()
+
+    return await atomically(connection, count_all)
 
 
 async def _fill(connection: Connection, keys: Iterable[Key], now: datetime | None) -> Ready:

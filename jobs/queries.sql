@@ -180,6 +180,17 @@ UPDATE limits AS l SET in_use = greatest(0, l.in_use - d.permits)
 FROM (SELECT * FROM unnest($1::int[], $2::text[], $3::int[]) AS k (tenant_id, key, permits) ORDER BY 1, 2) AS d
 WHERE (l.tenant_id, l.key) >= (d.tenant_id, d.key) AND (l.tenant_id, l.key) <= (d.tenant_id, d.key);
 
+-- name: take_returned
+-- Permits to be counted, by key. Any number may: each takes other rows.
+WITH taken AS MATERIALIZED (
+    DELETE FROM returned_permits WHERE id = ANY(ARRAY(
+        SELECT id FROM returned_permits ORDER BY id LIMIT $1 FOR UPDATE SKIP LOCKED))
+    RETURNING tenant_ids, keys, permits
+)
+SELECT r.tenant_id, r.key, sum(r.permits)::int AS permits
+FROM taken AS t CROSS JOIN LATERAL unnest(t.tenant_ids, t.keys, t.permits) AS r (tenant_id, key, permits)
+GROUP BY r.tenant_id, r.key;
+
 -- name: waited_for_limits
 -- Those of the keys, locked by the caller, that jobs wait for, and the permits that each has left.
 SELECT k.tenant_id, k.key, l.concurrency - l.in_use AS permits
@@ -256,7 +267,8 @@ SELECT id, cancel_requested_at FROM jobs WHERE id = ANY(ARRAY(SELECT job_id FROM
 -- name: finish_held
 -- The end of attempts and of their jobs: fence, move, tell, count, in one statement. A token is given once, so
 -- matching ids and tokens as two sets is exact. Answers the jobs to which more is tied, in one row at least, the permits
--- that all of them held, and which jobs moved if not all did. An array of nothing but its default may be left empty.
+-- to be given back, and which jobs moved if not all did. An array of nothing but its default may be left empty.
+-- Permits of a key that seems to have plenty left are returned here, without its lock, to be counted later.
 WITH ended AS MATERIALIZED (
     SELECT id, coalesce(state, 'succeeded') AS state, waited_s, result, error
     FROM unnest($3::uuid[], $5::text[], $6::float8[], $7::text[], $8::text[])
@@ -286,6 +298,15 @@ WITH ended AS MATERIALIZED (
 ), permits AS (
     SELECT tenant_id, concurrency_key AS key, count(*)::int AS jobs FROM moved WHERE concurrency_key IS NOT NULL
     GROUP BY tenant_id, concurrency_key
+), weighed AS MATERIALIZED (
+    SELECT p.tenant_id, p.key, p.jobs, coalesce(l.is_ample, false) AS is_ample
+    FROM permits AS p LEFT JOIN LATERAL (
+        SELECT concurrency - in_use >= greatest(4, concurrency / 8) AS is_ample FROM limits
+        WHERE tenant_id = p.tenant_id AND key = p.key OFFSET 0
+    ) AS l ON true
+), returned AS (
+    INSERT INTO returned_permits (tenant_ids, keys, permits)
+    SELECT array_agg(tenant_id), array_agg(key), array_agg(jobs) FROM weighed WHERE is_ample HAVING count(*) > 0
 ), counted AS (
     INSERT INTO batch_counts AS c (
         batch_id, writer, succeeded, failed, cancelled, follow_succeeded, follow_failed, follow_cancelled)
@@ -308,10 +329,14 @@ WITH ended AS MATERIALIZED (
 )
 SELECT
     CASE WHEN (SELECT count(*) FROM let_go) < cardinality($3::uuid[]) THEN ARRAY(SELECT job_id FROM let_go) END AS moved,
-    held.tenants, held.keys, held.permits,
+    held.tenants, held.keys, held.permits, held.has_returned,
     tied.id, tied.tenant_id, tied.unique_key, tied.has_dependents, tied.has_family, tied.lineage, tied.callback_url
 FROM (
-    SELECT array_agg(tenant_id) AS tenants, array_agg(key) AS keys, array_agg(jobs) AS permits FROM permits
+    SELECT array_agg(tenant_id) FILTER (WHERE NOT is_ample) AS tenants,
+        array_agg(key) FILTER (WHERE NOT is_ample) AS keys,
+        array_agg(jobs) FILTER (WHERE NOT is_ample) AS permits,
+        bool_or(is_ample) AS has_returned
+    FROM weighed
 ) AS held LEFT JOIN (
     SELECT * FROM moved
     WHERE unique_key IS NOT NULL OR has_dependents OR has_family
@@ -871,10 +896,10 @@ INSERT INTO limits (tenant_id, key, concurrency, is_set) VALUES ($1, $2, $3, tru
 ON CONFLICT (tenant_id, key) DO UPDATE SET concurrency = EXCLUDED.concurrency, is_set = true;
 
 -- name: list_limits
-SELECT l.key, l.concurrency, l.in_use,
+SELECT l.key, l.concurrency, l.in_use - coalesce(u.permits, 0) AS in_use,
     (SELECT count(*) FROM parked AS p
      WHERE p.reason = 'limit' AND p.tenant_id = l.tenant_id AND p.concurrency_key = l.key) AS waiting
-FROM limits AS l
+FROM limits AS l LEFT JOIN uncounted_permits AS u ON u.tenant_id = l.tenant_id AND u.key = l.key
 WHERE l.tenant_id = $1
 AND l.key = ANY(CASE WHEN $2::text IS NULL THEN ARRAY(SELECT key FROM limits WHERE tenant_id = $1) ELSE ARRAY[$2] END)
 ORDER BY l.key;
@@ -888,13 +913,19 @@ SELECT tenant_id, key FROM (
 ) AS used ORDER BY random() LIMIT $1;
 
 -- name: correct_limits
--- Under the rows' locks. A permit is held by every live job of the key that is not parked.
+-- Under the rows' locks. A permit is held by every live job of the key that is not parked, and counted until those
+-- that were given back are.
 UPDATE limits AS l SET in_use = actual.permits
 FROM (
     SELECT k.tenant_id, k.key,
         (SELECT count(*) FROM jobs AS j WHERE j.tenant_id = k.tenant_id AND j.concurrency_key = k.key)
-        - (SELECT count(*) FROM parked AS p WHERE p.tenant_id = k.tenant_id AND p.concurrency_key = k.key) AS permits
+        - (SELECT count(*) FROM parked AS p
+           WHERE p.reason = 'limit' AND p.tenant_id = k.tenant_id AND p.concurrency_key = k.key)
+        - (SELECT count(*) FROM parked AS p
+           WHERE p.reason <> 'limit' AND p.tenant_id = k.tenant_id AND p.concurrency_key = k.key)
+        + coalesce(u.permits, 0) AS permits
     FROM unnest($1::int[], $2::text[]) AS k (tenant_id, key)
+    LEFT JOIN uncounted_permits AS u ON u.tenant_id = k.tenant_id AND u.key = k.key
 ) AS actual
 WHERE l.tenant_id = actual.tenant_id AND l.key = actual.key AND l.in_use <> actual.permits;
 

@@ -98,6 +98,7 @@ class RulingBook:
             ready=aftermath.ready_by_pool(),
             settled=tuple(aftermath.settled),
             batches=tuple(sorted(batches.union(aftermath.deltas.batches))),
+            has_returned=aftermath.has_returned,
         )
 
     async def _keep(self, rulings: Sequence[Ruling], aftermath: Aftermath) -> list[Finish]:
@@ -225,4 +226,5 @@ def _merge(parts: Sequence[Recorded]) -> Recorded:
         ready=ready,
         settled=tuple(job_id for part in parts for job_id in part.settled),
         batches=tuple(sorted({batch_id for part in parts for batch_id in part.batches})),
+        has_returned=any(part.has_returned for part in parts),
     )

@@ -34,13 +34,15 @@ class Recorded:
 
     `stale` ids were no longer held by their token: nothing of them was written. `settled` are jobs
     whose last descendant ended, ancestors included. `batches` may be finished: pass them to
-    `batches.finish_due` after the commit.
+    `batches.finish_due` after the commit. `has_returned`: there are permits for
+    `limits.count_returned`, soon.
     """
 
     stale: frozenset[UUID] = frozenset()
     ready: Ready = field(default_factory=dict)
     settled: tuple[UUID, ...] = ()
     batches: tuple[UUID, ...] = ()
+    has_returned: bool = False
 
 
 @dataclass(frozen=True, slots=True)

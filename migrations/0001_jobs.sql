@@ -157,7 +157,8 @@ CREATE TABLE parked (
     CHECK (reason <> 'limit' OR concurrency_key IS NOT NULL)
 );
 CREATE INDEX parked_due ON parked (run_at) WHERE reason IN ('delayed', 'backoff');
-CREATE INDEX parked_by_key ON parked (tenant_id, concurrency_key) WHERE concurrency_key IS NOT NULL;
+-- Apart from each other, so that no plan takes the first jobs of a key by sorting all of them.
+CREATE INDEX parked_by_key ON parked (tenant_id, concurrency_key) WHERE concurrency_key IS NOT NULL AND reason <> 'limit';
 CREATE INDEX parked_for_permit ON parked (tenant_id, concurrency_key, sort_at, job_id) WHERE reason = 'limit';
 
 -- Running, at most a few thousand rows: found by slot without an index, which every claim would pay.
@@ -275,6 +276,20 @@ CREATE TABLE limits (
     is_set       boolean NOT NULL DEFAULT false,
     PRIMARY KEY (tenant_id, key)
 ) WITH (fillfactor = 50);
+
+-- Permits of jobs that have ended, given back without a lock while their keys had plenty and still counted in
+-- `limits.in_use`: one row a commit, one element a key (docs/decisions/0024).
+CREATE TABLE returned_permits (
+    id          bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    tenant_ids  int[] NOT NULL,
+    keys        text[] NOT NULL,
+    permits     int[] NOT NULL
+);
+
+CREATE VIEW uncounted_permits AS
+SELECT r.tenant_id, r.key, sum(r.permits)::int AS permits
+FROM returned_permits AS c CROSS JOIN LATERAL unnest(c.tenant_ids, c.keys, c.permits) AS r (tenant_id, key, permits)
+GROUP BY r.tenant_id, r.key;
 
 CREATE TABLE idempotency_keys (
     tenant_id     int NOT NULL,

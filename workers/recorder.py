@@ -14,7 +14,7 @@ from itertools import accumulate
 
 import anyio
 
-from jobs import batches, ledger
+from jobs import batches, ledger, limits
 from jobs.announcer import Announcer
 from jobs.kinds import KindRegistry
 from jobs.ledger import Ended, Recorded
@@ -36,6 +36,8 @@ UNRECORDED_BYTES_MAX = 64 * 1024 * 1024
 BESIDE_MIN = 250
 WRITERS = 2
 RETRY_PAUSE_S = 0.5
+# How long permits that were given back without a lock are gathered before they are counted.
+GATHER_S = 0.1
 
 log = logger("recorder")
 
@@ -69,6 +71,8 @@ class Recorder:
         # Whether the unrecorded endings keep so much memory that no further job may begin.
         self.is_heavy = False
         self._lighter = anyio.Event()
+        self._returned = anyio.Event()
+        self._done = anyio.Event()
         # Jitter of retries only.
         self._rng = random.Random()  # noqa: S311
 
@@ -98,9 +102,13 @@ class Recorder:
 
     async def run(self) -> None:
         """Record until closed. Raises SlotEnded when the slot was declared dead."""
-        async with anyio.create_task_group() as writers:
-            for _ in range(WRITERS):
-                writers.start_soon(self._write)
+        async with anyio.create_task_group() as counting:
+            counting.start_soon(self._count_returned)
+            async with anyio.create_task_group() as writers:
+                for _ in range(WRITERS):
+                    writers.start_soon(self._write)
+            self._done.set()
+            self._returned.set()
 
     async def _write(self) -> None:
         while self._ended or not self._closed:
@@ -157,9 +165,24 @@ class Recorder:
                 log.warning("record_waits", jobs=len(batch), error=str(error))
                 await anyio.sleep(RETRY_PAUSE_S)
 
+    async def _count_returned(self) -> None:
+        """Count permits given back, many commits at a time; a sweeper does what is left here."""
+        while self._returned.is_set() or not self._done.is_set():
+            await self._returned.wait()
+            with anyio.move_on_after(GATHER_S):
+                await self._done.wait()
+            self._returned = anyio.Event()
+            try:
+                async with self._book.postgres.acquire() as connection:
+                    self._book.announcer.announce(await limits.count_returned(connection))
+            except PASSING as error:
+                log.warning("count_of_permits_waits", error=str(error))
+
     def _tell(self, batch: Sequence[Ended], recorded: Recorded) -> None:
         """Announce what became claimable, and nudge watchers."""
         self._book.announcer.announce(recorded.ready)
+        if recorded.has_returned:
+            self._returned.set()
         by_tenant: dict[TenantId, list[Ended]] = {}
         for ended in batch:
             by_tenant.setdefault(ended.job.tenant_id, []).append(ended)

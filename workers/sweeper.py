@@ -100,6 +100,7 @@ class Sweeper:
             if found.batches:
                 await batches.finish_due(connection)
             if found.limits:
+                await dispatch.announce(self._redis, await limits.count_returned(connection))
                 await dispatch.announce(self._redis, await limits.audit(connection))
             dead = await self._find_dead(connection)
             unannounced: Mapping[str, Sequence[UUID]] = {}

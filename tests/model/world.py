@@ -18,7 +18,8 @@ POOL = KIND = "probe"
 _RESET = """
 DELETE FROM jobs; DELETE FROM ready; DELETE FROM parked; DELETE FROM held; DELETE FROM history;
 DELETE FROM attempts; DELETE FROM events; DELETE FROM families; DELETE FROM dependencies;
-DELETE FROM unique_keys; DELETE FROM limits; DELETE FROM idempotency_keys; DELETE FROM batch_counts;
+DELETE FROM unique_keys; DELETE FROM limits; DELETE FROM returned_permits;
+DELETE FROM idempotency_keys; DELETE FROM batch_counts;
 DELETE FROM batch_parts; DELETE FROM batches; DELETE FROM outbox; DELETE FROM slots;
 DELETE FROM pools
 """
