@@ -3,7 +3,7 @@
 import re
 from urllib.parse import SplitResult, quote, unquote, urljoin, urlsplit, urlunsplit
 
-from runtime.egress_policy import EgressDenied, Target, parse_target
+from runtime.egress_target import EgressDenied, Target, parse_target
 
 _URL_LENGTH_MAX = 2000
 _DEFAULT_PORTS = {"http": 80, "https": 443}

@@ -34,7 +34,9 @@ _DENIED: tuple[tuple[str, Network], ...] = (
     # Cloud metadata services. Some lie in public or otherwise private ranges.
     *_networks("metadata", "169.254.169.254", "169.254.170.2", "169.254.170.23", "100.100.100.200"),
     *_networks("metadata", "168.63.129.16", "192.0.0.192", "169.254.169.123", "169.254.169.253"),
-    *_networks("metadata", "fd00:ec2::254", "fd00:ec2::23", "fd20:ce::254", "fe80::a9fe:a9fe"),
+    *_networks("metadata", "169.254.169.250", "169.254.42.42", "169.254.0.23", "fd00:42::42"),
+    *_networks("metadata", "fd00:ec2::254", "fd00:ec2::253", "fd00:ec2::123", "fd00:ec2::23"),
+    *_networks("metadata", "fd20:ce::254", "fe80::a9fe:a9fe"),
     *_networks("loopback", "127.0.0.0/8", "::1"),
     *_networks("unspecified", "0.0.0.0/8", "::"),
     *_networks("private", "10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "fc00::/7"),
@@ -53,6 +55,12 @@ _NAT64 = IPv6Network("64:ff9b::/96")
 _NAT64_LOCAL = IPv6Network("64:ff9b:1::/48")
 _TRANSLATED = IPv6Network("::ffff:0:0:0/96")
 _COMPATIBLE = IPv6Network("::/96")
+# RFC 6761, 6762, 8375, ICANN's .internal, and what ICANN holds back since networks inside use it.
+_LOCALHOST = (".localhost", ".localdomain")
+_LOCAL = (
+    *(".local", ".internal", ".home.arpa", ".intranet", ".private", ".corp", ".home", ".lan"),
+    *(".test", ".invalid"),
+)
 _ISATAP_IDENTIFIERS = (0x0000_5EFE, 0x0200_5EFE)
 
 
@@ -83,6 +91,13 @@ def parse_host(host: str) -> Address | str:
     return name
 
 
+def local_name(name: str) -> str | None:
+    """Name the rule that keeps this name inside: it has no dot, or a suffix of local use."""
+    if name == "localhost" or name.endswith(_LOCALHOST):
+        return "loopback"
+    return "local-name" if "." not in name or name.endswith(_LOCAL) else None
+
+
 def denied_as(address: Address) -> str | None:
     """Name the rule that keeps this address off the public internet, or None for a public one."""
     for rule, network in _DENIED:
@@ -93,22 +108,25 @@ def denied_as(address: Address) -> str | None:
     return None if address.is_global else "reserved"
 
 
-def carried_ipv4(address: Address) -> IPv4Address | None:
-    """Return the IPv4 address inside a 6to4, Teredo, NAT64, ISATAP or translated IPv6 address."""
+def carried_ipv4(address: Address) -> tuple[IPv4Address, ...]:
+    """Return the IPv4 addresses that a 6to4, Teredo, NAT64, ISATAP or translated one may carry.
+
+    Several for NAT64's local-use prefix: its gateway alone knows the length it splits them by.
+    """
     if isinstance(address, IPv4Address):
-        return None
+        return ()
     if address.sixtofour is not None:
-        return address.sixtofour
+        return (address.sixtofour,)
     if address.teredo is not None:
-        return address.teredo[1]
+        return address.teredo
     if address in _NAT64_LOCAL:
-        return _rfc6052_48(address)
+        return _rfc6052(int(address))
     suffix = int(address) & 0xFFFF_FFFF
     interface = (int(address) >> 32) & 0xFFFF_FFFF
     carries = address in _NAT64 or address in _TRANSLATED or interface in _ISATAP_IDENTIFIERS
     if carries or (address in _COMPATIBLE and suffix > 1):
-        return IPv4Address(suffix)
-    return None
+        return (IPv4Address(suffix),)
+    return ()
 
 
 def unmap(address: Address) -> Address:
@@ -118,10 +136,13 @@ def unmap(address: Address) -> Address:
     return address
 
 
-def _rfc6052_48(address: IPv6Address) -> IPv4Address:
-    # RFC 6052 §2.2: after a /48 prefix the address is split around the reserved bits 64–71.
-    value = int(address)
-    return IPv4Address(((value >> 64) & 0xFFFF) << 16 | ((value >> 40) & 0xFFFF))
+def _rfc6052(value: int) -> tuple[IPv4Address, ...]:
+    """Read RFC 6052 §2.2's layouts of /48, /56, /64 (split around bits 64–71) and /96."""
+    around = (value >> 64) << 56 | value & ((1 << 56) - 1)
+    read = (around >> shift & 0xFFFF_FFFF for shift in (40, 32, 24))
+    # What a layout reads as 0.x.y.z is the padding of another one.
+    found = (IPv4Address(carried) for carried in (*read, value & 0xFFFF_FFFF) if carried >> 24)
+    return tuple(dict.fromkeys(found))
 
 
 def _parse_ipv6(text: str) -> Address:

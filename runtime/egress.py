@@ -6,6 +6,7 @@ judged, and exactly those addresses connected to, so that DNS cannot answer twic
 
 import ssl
 from collections.abc import AsyncIterator, Iterable
+from functools import cache
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import override
 
@@ -15,7 +16,8 @@ import httpx
 
 from runtime import metrics
 from runtime.addresses import Address
-from runtime.egress_policy import EgressDenied, EgressPolicy, Target, parse_target
+from runtime.egress_policy import EgressPolicy
+from runtime.egress_target import EgressDenied, Target, parse_target
 
 __all__ = [
     "EgressDenied",
@@ -28,6 +30,8 @@ __all__ = [
 
 # A name with a hundred dead addresses must not hold a connection slot for a hundred timeouts.
 _ADDRESSES_TRIED = 4
+# Of a caller who sets no limit himself: a name whose servers hang must not hold him for ever.
+_CONNECT_WITHIN_S = 30.0
 
 
 def guarded_client(
@@ -53,6 +57,12 @@ def guarded_client(
     )
 
 
+@cache
+def _tls() -> ssl.SSLContext:
+    # Reading the authorities takes as long as a hundred small requests, and all clients share them.
+    return httpx.create_ssl_context(trust_env=False)
+
+
 class GuardedTransport(httpx.AsyncBaseTransport):
     """An httpx transport on httpcore's pool, whose every connection goes through the guard."""
 
@@ -61,7 +71,7 @@ class GuardedTransport(httpx.AsyncBaseTransport):
     ) -> None:
         self._policy = policy
         self._pool = httpcore.AsyncConnectionPool(
-            ssl_context=verify or httpx.create_ssl_context(),
+            ssl_context=verify or _tls(),
             max_connections=limits.max_connections,
             max_keepalive_connections=limits.max_keepalive_connections,
             keepalive_expiry=limits.keepalive_expiry,
@@ -120,6 +130,7 @@ class GuardedBackend(httpcore.AsyncNetworkBackend):
         local_address: str | None = None,
         socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,
     ) -> httpcore.AsyncNetworkStream:
+        timeout = _CONNECT_WITHIN_S if timeout is None else timeout
         try:
             with anyio.fail_after(timeout):
                 addresses = await self._policy.resolve(host, port)
@@ -133,12 +144,12 @@ class GuardedBackend(httpcore.AsyncNetworkBackend):
         self,
         addresses: list[Address],
         port: int,
-        timeout_s: float | None,
+        timeout_s: float,
         socket_options: Iterable[httpcore.SOCKET_OPTION] | None,
     ) -> httpcore.AsyncNetworkStream:
         """Try the addresses in the resolver's order; the last one's error is the answer."""
         tried = addresses[:_ADDRESSES_TRIED]
-        share_s = timeout_s and timeout_s / len(tried)
+        share_s = timeout_s / len(tried)
         options = list(socket_options or ())
         for address in tried[:-1]:
             try:

@@ -1,74 +1,27 @@
-"""What may be reached from this machine: the rules, the allow-list, and the verdict on a URL.
+"""What may be reached from this machine: the rules, and the verdict on a URL or a name.
 
 Judges and resolves, but opens no connection: runtime/egress.py connects to what is judged here.
 """
 
 import socket
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
-from functools import lru_cache, partial
-from ipaddress import IPv6Address, ip_address, ip_network
-from typing import override
-from urllib.parse import SplitResult, urlsplit
+from dataclasses import dataclass, field, replace
+from functools import partial
+from ipaddress import IPv4Address, ip_address
 
 import anyio
 import anyio.to_thread
 from anyio.lowlevel import RunVar
 
-from runtime.addresses import (
-    Address,
-    HostSyntaxError,
-    Network,
-    carried_ipv4,
-    denied_as,
-    parse_host,
-    unmap,
-)
+from runtime.addresses import Address, carried_ipv4, denied_as, local_name, unmap
+from runtime.egress_allow import AllowList, parse_allow
+from runtime.egress_target import EgressDenied, Target, parse_target, target_host
 
 type Resolver = Callable[[str, int], Awaitable[Sequence[str]]]
 
-_SCHEME_PORTS = {"http": 80, "https": 443}
-_PORT_MAX = 65535
-_PRIVILEGED = 1024
-# Services that speak something else and obey a line of text, above the privileged ports: WHATWG's
-# "bad ports" (https://fetch.spec.whatwg.org/#port-blocking) and common databases.
-# fmt: off
-_ODD_PORTS = frozenset({
-    1433, 1521, 1719, 1720, 1723, 2049, 2181, 2375, 2376, 2379, 2380, 3306, 3389, 3659, 4045, 4190,
-    4369, 5060, 5061, 5432, 5672, 5900, 5984, 6000, 6379, 6432, 6443, 6566, 6665, 6666, 6667, 6668,
-    6669, 6679, 6697, 8500, 9042, 9092, 9200, 9300, 10080, 10250, 11211, 25672, 26379, 27017,
-})
-# fmt: on
-_FIX = "an operator may permit it with the EGRESS_ALLOW entry {entry!r}"
-_NO_FIX = "no EGRESS_ALLOW entry permits it"
-
-
-class EgressDenied(Exception):
-    """The guard refused: by `rule`; `entry` is the EGRESS_ALLOW entry that would permit it."""
-
-    def __init__(self, rule: str, detail: str, entry: str | None = None) -> None:
-        fix = _FIX.format(entry=entry) if entry else _NO_FIX
-        super().__init__(f"{detail} (rule {rule!r}); {fix}")
-        self.rule = rule
-        self.entry = entry
-
-
 RESOLVERS = 64
 _THREADS: RunVar[anyio.CapacityLimiter] = RunVar("xnai_resolver_threads")
-
-
-@dataclass(frozen=True, slots=True)
-class Target:
-    """Where a URL leads: its host normalised, as an address when it is written as one."""
-
-    host: Address | str
-    port: int
-
-    @override
-    def __str__(self) -> str:
-        if isinstance(self.host, IPv6Address):
-            return f"[{self.host}]:{self.port}"
-        return f"{self.host}:{self.port}"
+_ANY_PORT = 9
 
 
 async def resolve_by_system(host: str, port: int) -> Sequence[str]:
@@ -90,27 +43,49 @@ async def resolve_by_system(host: str, port: int) -> Sequence[str]:
     return list(dict.fromkeys(str(answer[4][0]) for answer in answers))
 
 
+def is_own(address: Address) -> bool:
+    """Tell whether the address is this machine's: a datagram to it would come from it.
+
+    Connecting a UDP socket asks the kernel for the route only; nothing is sent.
+    """
+    family = socket.AF_INET if isinstance(address, IPv4Address) else socket.AF_INET6
+    try:
+        with socket.socket(family, socket.SOCK_DGRAM) as probe:
+            probe.connect((str(address), _ANY_PORT))
+            return ip_address(str(probe.getsockname()[0]).partition("%")[0]) == address
+    except OSError:
+        return False
+
+
 @dataclass(frozen=True, slots=True)
 class EgressPolicy:
     """What may be reached: public addresses, and what `allow` (CIDRs, hosts, host:port) adds.
 
     An entry without a port permits every port that is not a known service's; one with a port
-    permits exactly that. A metadata address needs an entry of its own, a network is not enough.
+    permits exactly that. A metadata address needs an entry of its own: neither a network nor a name
+    that leads there is enough.
     """
 
     allow: tuple[str, ...] = ()
     resolver: Resolver = field(default=resolve_by_system, compare=False)
+    own: Callable[[Address], bool] = field(default=is_own, compare=False)
 
     def __post_init__(self) -> None:
-        _parse_allow(self.allow)
+        parse_allow(self.allow)
+
+    def plus(self, entries: Sequence[str]) -> "EgressPolicy":
+        """The policy with more entries, as of a tenant."""
+        return replace(self, allow=(*self.allow, *entries)) if entries else self
+
+    @property
+    def allowed(self) -> AllowList:
+        """The allow-list, read."""
+        return parse_allow(self.allow)
 
     def check_literal(self, url: str) -> Target:
         """Judge what can be judged without a resolver; raise EgressDenied or return the target."""
         target = parse_target(url)
-        if not _permits_host(_parse_allow(self.allow), target):
-            self._check_port(target)
-            if not isinstance(target.host, str):
-                self._check_address(target.host, target)
+        self.check_target(target)
         return target
 
     async def resolve(self, host: str, port: int) -> list[Address]:
@@ -118,148 +93,64 @@ class EgressPolicy:
 
         Raises EgressDenied, or OSError when the name does not resolve.
         """
-        target = Target(_parse_host(host), port)
-        permitted = _permits_host(_parse_allow(self.allow), target)
-        if not permitted:
-            self._check_port(target)
-        if isinstance(target.host, str):
-            answers = await self.resolver(target.host, port)
-            addresses = [_parse_answer(answer) for answer in answers]
-        else:
-            addresses = [target.host]
-        if not addresses:
-            raise OSError(socket.EAI_NONAME, f"{target.host} has no address")
-        if not permitted:
-            for address in addresses:
-                self._check_address(address, target)
+        target = Target(target_host(host), port)
+        self.check_target(target)
+        addresses = await self.look_up(target)
+        for address in addresses:
+            self.check_address(address, target)
         return addresses
 
-    def _check_port(self, target: Target) -> None:
-        if _is_odd(target.port):
+    def check_target(self, target: Target) -> None:
+        """Judge a host and a port before anybody is asked for an address."""
+        if self.allowed.naming(target) is None and target.is_odd:
             detail = f"{target.host} would be reached on port {target.port}, not one of the web's"
             raise EgressDenied("port", detail, str(target))
+        if not isinstance(target.host, str):
+            self.check_address(target.host, target, is_fetched=False)
+        elif not self.allowed.networks:
+            self._check_name(target)
 
-    def _check_address(self, address: Address, target: Target) -> None:
-        """Judge an address and the IPv4 address that it may carry; neither may be denied."""
-        networks = _parse_allow(self.allow).networks
-        for part in (address, carried_ipv4(address)):
-            rule = denied_as(part) if part is not None else None
-            if part is None or rule is None or _is_allowed(part, rule, networks):
-                continue
-            # The address of a name is not told: that would make a resolver of the inner network.
-            entry = str(part) if target.host in (address, part) else str(target.host)
-            detail = f"{target.host} is" if target.host == address else f"{target.host} leads to"
-            raise EgressDenied(rule, f"{detail} a {rule} address", entry)
+    async def look_up(self, target: Target) -> list[Address]:
+        """The addresses of a target, each once; OSError when there is none. Judges nothing."""
+        if not isinstance(target.host, str):
+            return [target.host]
+        answers = await self.resolver(target.host, target.port)
+        if not answers:
+            raise OSError(socket.EAI_NONAME, f"{target.host} has no address")
+        # getaddrinfo writes a link-local answer with its zone, which no rule lets through anyway.
+        return list(dict.fromkeys(unmap(ip_address(text.partition("%")[0])) for text in answers))
 
+    def check_address(self, address: Address, target: Target, *, is_fetched: bool = True) -> None:
+        """Judge an address that a target leads to, and the IPv4 addresses that it may carry."""
+        for part in (address, *carried_ipv4(address)):
+            rule = denied_as(part)
+            if rule is not None and self.permits(part, target, rule) is None:
+                raise _refusal(rule, part, address, target)
+        if denied_as(address) is not None or self.permits(address, target, "own") is not None:
+            return
+        self._check_name(target)
+        if is_fetched and self.own(address):
+            raise _refusal("own", address, address, target)
 
-def parse_target(url: str) -> Target:
-    """Read scheme, host and port of a URL as strictly as a browser; raise EgressDenied."""
-    parts = _split(url)
-    if parts.scheme not in _SCHEME_PORTS:
-        raise EgressDenied("scheme", f"{parts.scheme or 'no scheme'!r} is not http or https")
-    if "@" in parts.netloc:
-        raise EgressDenied("userinfo", "the URL carries a user name or password")
-    if not parts.hostname:
-        raise EgressDenied("host", "the URL names no host")
-    return Target(_parse_host(_host_of(parts.netloc)), _port_of(parts))
+    def permits(self, address: Address, target: Target, rule: str) -> str | None:
+        """The entry by which a target may lead to an address that `rule` denies."""
+        exactly = rule == "metadata"
+        naming = self.allowed.naming(target)
+        if naming is not None and not (exactly and isinstance(target.host, str)):
+            return naming
+        return self.allowed.covering(address, exactly=exactly)
 
-
-def _split(url: str) -> SplitResult:
-    # urlsplit drops tabs and line ends and reads a backslash as a plain character; browsers read it
-    # as a slash. What two parsers may read as two hosts is refused instead of being guessed at.
-    if any(character <= " " or character in "\\\x7f" for character in url):
-        raise EgressDenied("host", "the URL holds a blank, a control character or a backslash")
-    try:
-        return urlsplit(url)
-    except ValueError as error:
-        raise EgressDenied("host", f"the URL cannot be read: {error}") from None
-
-
-def _host_of(netloc: str) -> str:
-    if netloc.startswith("["):
-        return netloc.partition("]")[0] + "]"
-    return netloc.partition(":")[0]
+    def _check_name(self, target: Target) -> None:
+        rule = local_name(target.host) if isinstance(target.host, str) else None
+        if rule is not None and self.allowed.naming(target) is None:
+            raise EgressDenied(rule, f"{target.host} is a name of local use", str(target.host))
 
 
-def _port_of(parts: SplitResult) -> int:
-    try:
-        port = parts.port
-    except ValueError:
-        port = 0
-    if port is None:
-        return _SCHEME_PORTS[parts.scheme]
-    if not 0 < port <= _PORT_MAX:
-        raise EgressDenied("port", f"the port of {parts.netloc} is not between 1 and {_PORT_MAX}")
-    return port
-
-
-def _parse_host(host: str) -> Address | str:
-    try:
-        return parse_host(host)
-    except HostSyntaxError as error:
-        raise EgressDenied(error.rule, str(error)) from None
-
-
-def _parse_answer(answer: str) -> Address:
-    # getaddrinfo writes a link-local answer with its zone, which no rule lets through anyway.
-    return unmap(ip_address(answer.partition("%")[0]))
-
-
-@dataclass(frozen=True, slots=True)
-class _Allowed:
-    networks: tuple[Network, ...]
-    hosts: frozenset[str]
-    targets: frozenset[Target]
-
-
-@lru_cache(maxsize=256)
-def _parse_allow(entries: tuple[str, ...]) -> _Allowed:
-    """Sort the entries by what they permit; a bad one raises ValueError with the fix."""
-    networks: list[Network] = []
-    hosts: set[str] = set()
-    targets: set[Target] = set()
-    for entry in entries:
-        permitted = _parse_entry(entry)
-        if isinstance(permitted, str):
-            hosts.add(permitted)
-        elif isinstance(permitted, Target):
-            targets.add(permitted)
-        else:
-            networks.append(permitted)
-    return _Allowed(tuple(networks), frozenset(hosts), frozenset(targets))
-
-
-def _parse_entry(entry: str) -> Network | Target | str:
-    host, colon, port = entry.rpartition(":")
-    try:
-        if "/" in entry:
-            return ip_network(entry)
-        if colon and port.isdecimal() and (":" not in host or host.startswith("[")):
-            return Target(parse_host(host), int(port))
-        parsed = parse_host(entry)
-    except ValueError as error:
-        message = (
-            f"EGRESS_ALLOW entry {entry!r} is not understood ({error}): "
-            "write a network (10.0.0.0/8), a host, or host:port"
-        )
-        raise ValueError(message) from None
-    return parsed if isinstance(parsed, str) else ip_network(parsed)
-
-
-def _permits_host(allowed: _Allowed, target: Target) -> bool:
-    """Tell whether an entry names this very host and port, or this name on any web port."""
-    if target in allowed.targets:
-        return True
-    return target.host in allowed.hosts and not _is_odd(target.port)
-
-
-def _is_odd(port: int) -> bool:
-    privileged = port < _PRIVILEGED and port not in _SCHEME_PORTS.values()
-    return privileged or port in _ODD_PORTS
-
-
-def _is_allowed(address: Address, rule: str, networks: tuple[Network, ...]) -> bool:
-    exact = rule == "metadata"
-    return any(
-        address in network and (not exact or network.num_addresses == 1) for network in networks
-    )
+def _refusal(rule: str, part: Address, address: Address, target: Target) -> EgressDenied:
+    # The address of a name is not told: that would make a resolver of the inner network. That of a
+    # metadata service is no secret.
+    is_told = target.host in (address, part) or rule == "metadata"
+    verb = "is" if target.host == address else "leads to"
+    entry = str(part) if is_told else str(target.host)
+    kind = "an address of this machine itself" if rule == "own" else f"a {rule} address"
+    return EgressDenied(rule, f"{target.host} {verb} {kind}", entry)

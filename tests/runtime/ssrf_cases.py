@@ -1,4 +1,10 @@
-"""Addresses and URLs that must never be reached: what tests/runtime/test_egress.py walks."""
+"""Addresses, URLs, answers of resolvers and redirects that must never be followed to a connection.
+
+Data only: test_egress.py walks it through the guard, test_egress_paths.py through the crawler and
+the webhooks.
+"""
+
+from dataclasses import dataclass
 
 LOOPBACK_SPELLINGS = [
     "127.0.0.1", "127.0.0.2", "127.1", "127.0.1", "127.255.255.254", "127.0.0.1.", "127.1.",
@@ -22,7 +28,7 @@ PRIVATE_IPV4 = [
     "169.254.169.254", "169.254.43518", "0xa9fea9fe", "2852039166", "0251.0376.0251.0376",
     "0xa9.254.0251.254", "169.254.169.254.", "１６９.254.169.254", "169.254.170.2",
     "169.254.170.23",
-    "100.100.100.200", "168.63.129.16", "192.0.0.192", "0xa83f8110",
+    "100.100.100.200", "168.63.129.16", "192.0.0.192", "0xa83f8110", "169.254.42.42",
     "192.0.0.1", "192.0.2.1", "192.88.99.1", "198.18.0.1", "198.19.255.255", "198.51.100.7",
     "203.0.113.9", "224.0.0.1", "239.255.255.250", "0xe0000001", "240.0.0.1", "250.1.2.3",
     "255.255.255.255", "0xffffffff", "4294967295", "037777777777",
@@ -46,7 +52,20 @@ IPV6 = [
     "[fe80::1%25eth0]", "[fe80::1%eth0]", "[::1%25lo]", "[::1%251]", "[2606:4700::1%25eth0]",
     "[ff02::1]", "[ff0e::1]", "[100::1]", "[2001:db8::1]", "[3fff::1]", "[5f00::1]", "[2001:10::1]",
     "[4000::1]", "[1::1]", "[fe80::5efe:7f00:1]", "[2606:4700::5efe:7f00:1]",
-    "[2606:4700::200:5efe:a00:1]", "[::ffff:127.1]", "[::1", "::1", "[1::2::3]", "[12345::]",
+    "[2606:4700::200:5efe:a00:1]", "[fd00:ec2::253]", "[fd00:42::42]",
+    "[64:ff9b:1::7f00:1]", "[64:ff9b:1:7f:0:1::]", "[64:ff9b:1:0:a:0:100:0]",
+    "[::ffff:127.1]", "[::1", "::1", "[1::2::3]", "[12345::]",
+]  # fmt: skip
+
+# Names of local use: refused before a resolver is asked, which would look inside for them.
+LOCAL_NAMES = [
+    "localhost", "LOCALHOST", "localhost.", "a.localhost", "localhost.localdomain", "loc%61lhost",
+    "ｌｏｃａｌｈｏｓｔ", "ip6-localhost", "ip6-loopback", "broadcasthost", "metadata",
+    "instance-data",
+    "kubernetes", "redis", "postgres", "host", "wiki", "printer.local", "metadata.google.internal",
+    "METADATA.google.INTERNAL.", "host.docker.internal", "kubernetes.default.svc.cluster.local",
+    "router.lan", "nas.home", "nas.home.arpa", "wiki.corp", "wiki.intranet", "db.private",
+    "app.test", "gateway.docker.internal", "x.invalid", "xn--bcher-kva", "a。internal", "ⓛocalhost",
 ]  # fmt: skip
 
 URLS = [
@@ -69,8 +88,28 @@ URLS = [
     "http://0x1ffffffff/", "http://4294967296/", "http://08.8.8.8/", "http://1..1/", "http://.1/",
     "http://example.com../", "http://.example.com/", "http://-example.com/", "http://exa$mple.com/",
     "http://*.example.com/", "http://xn--/", "http://" + "a" * 64 + ".com/",
+    "http://[::1]x/", "http://[2606:4700::1111]evil.example/", "http://a[::1]/", "http://[::1/",
+    "http://[2606:4700::1111]:22/", "http://example.com:80:80/", "http://example.com:+80/",
+    "http://example.com:８０/", "http://example.com: 80/", "http:/127.0.0.1/", "http:127.0.0.1",
+    "https:/\\/127.0.0.1/", "https:///127.0.0.1/", "http://127.0.0.1;x.example/", "hxxp://a.com/",
+    "http://example.com\u00a0/", "http://example.com\u2028/", "http://example.com\u3000.x/",
+    "http://example.com%2f@127.0.0.1/", "http://example.com%0d%0aHost:x/", "http://exa%20mple.com/",
+    "http://example.com%5c127.0.0.1/", "http://example.com,127.0.0.1/", "http://\ud800.com/",
+    "http://example.com:2375/_ping", "http://example.com:10250/", "http://example.com:27017/",
+    "http://example.com:587/", "http://example.com:445/", "http://[::ffff:127.0.0.1]:6379/",
+    "netdoc:///etc/passwd", "view-source:http://127.0.0.1/", "php://filter", "blob:http://a.com/x",
+    "http+unix://%2frun%2fdocker.sock/", "about:blank", "mailto:a@example.com", "sftp://a.com/",
+    "smb://example.com/x", "tftp://example.com:12346/x", "ssh://example.com/", "netloc", "\\\\a\\b",
     "http://" + "a." * 127 + "com/", "http://%/", "http://%zz/", "http://\u202e.com/",
 ]  # fmt: skip
+
+CORPUS = {
+    "loopback": [f"http://{host}/" for host in LOOPBACK_SPELLINGS],
+    "private": [f"http://{host}/" for host in PRIVATE_IPV4],
+    "ipv6": [f"http://{host}/" for host in IPV6],
+    "local names": [f"http://{host}/" for host in LOCAL_NAMES],
+    "urls": URLS,
+}
 
 # What a resolver may answer for an innocent name. One bad address among good ones is enough.
 ANSWERS = [
@@ -80,4 +119,62 @@ ANSWERS = [
     ["64:ff9b::7f00:1"], ["2002:7f00:1::"], ["2001::1"], ["ff02::1"], ["fd00:ec2::254"],
     ["8.8.8.8", "127.0.0.1"], ["127.0.0.1", "8.8.8.8"], ["2606:4700::1111", "::1"],
     ["8.8.8.8", "1.1.1.1", "9.9.9.9", "1.0.0.1", "10.0.0.1"],
+    ["8.8.8.8", "::ffff:10.0.0.1"], ["2606:4700::1111", "fd00:ec2::254"], ["192.0.0.192"],
+    ["64:ff9b:1::a00:1"], ["::ffff:0:a9fe:a9fe"], ["2001:0:7f00:1::1"], ["fe80::a9fe:a9fe%2"],
+    ["100.100.100.200"], ["198.18.0.1"], ["192.0.2.1"], ["240.0.0.1"], ["fec0::1"],
+]  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Rebinding:
+    """A name whose answer changes: `safe` may be connected to by the test's policy, `then` never.
+
+    `fetches` counts the requests of which every one but the last is answered.
+    """
+
+    name: str
+    answers: tuple[tuple[str, ...], ...]
+    fetches: int = 2
+
+
+SAFE = "127.0.0.1"
+INNER = "127.0.0.2"
+REBINDINGS = [
+    Rebinding("at the second lookup", ((SAFE,), (INNER,))),
+    Rebinding("to the metadata service", ((SAFE,), ("169.254.169.254",))),
+    Rebinding("to IPv6 loopback", ((SAFE,), ("::1",))),
+    Rebinding("to an IPv4-mapped address", ((SAFE,), (f"::ffff:{INNER}",))),
+    Rebinding("to the unspecified address", ((SAFE,), ("0.0.0.0",))),
+    Rebinding("to a private network", ((SAFE,), ("10.0.0.1",))),
+    Rebinding("to both, the safe one first", ((SAFE,), (SAFE, INNER))),
+    Rebinding("to both, the safe one last", ((SAFE,), (INNER, SAFE))),
+    Rebinding("to both from the start", ((SAFE, INNER),), fetches=1),
+    Rebinding("to many, one of them inside", ((SAFE, SAFE, SAFE, SAFE, SAFE, INNER),), fetches=1),
+    Rebinding("after three lookups", ((SAFE,), (SAFE,), (SAFE,), (INNER,)), fetches=4),
+    Rebinding("to NAT64", ((SAFE,), ("64:ff9b::7f00:2",))),
+    Rebinding("to 6to4", ((SAFE,), ("2002:7f00:2::",))),
+    Rebinding("to a link-local zone", ((SAFE,), ("fe80::1%lo",))),
+    Rebinding("before the first lookup", ((INNER,), (SAFE,)), fetches=1),
+]
+
+# Where a server sends who asks it. `{inner}` is a port that listens inside, `{outer}` one outside.
+LOCATIONS = [
+    "http://127.0.0.2:{inner}/", "http://2130706434:{inner}/", "http://0x7f.2:{inner}/",
+    "http://0177.0.0.2:{inner}/", "http://127.2:{inner}/", "http://127.0.0.2.:{inner}/",
+    "http://%31%32%37.0.0.2:{inner}/", "//127.0.0.2:{inner}/", "http://[::ffff:127.0.0.2]:{inner}/",
+    "http://[::ffff:7f00:2]:{inner}/", "http://[::127.0.0.2]:{inner}/", "http://[::1]:{inner}/",
+    "http://[64:ff9b::127.0.0.2]:{inner}/", "http://[2002:7f00:2::]:{inner}/",
+    "http://[fe80::1%25lo]:{inner}/", "http://0.0.0.0:{inner}/", "http://0:{inner}/",
+    "http://inner.example:{inner}/", "https://inner.example:{inner}/", "//inner.example:{inner}/",
+    "http://mixed.example:{inner}/", "http://metadata.example/latest/meta-data/",
+    "http://169.254.169.254/latest/meta-data/", "http://metadata.google.internal/", "http://wiki/",
+    "http://localhost:{inner}/", "http://a.localhost:{inner}/", "http://localhost.:{inner}/",
+    "http://outer.example:6379/", "http://outer.example:22/", "http://127.0.0.1:11211/",
+    "http://outer.example@127.0.0.2:{inner}/", "http://user:secret@outer.example:{outer}/",
+    "http://127.0.0.2:{inner}\\@outer.example:{outer}/", "http:\\\\127.0.0.2:{inner}/",
+    "/\\127.0.0.2:{inner}/", "\\\\127.0.0.2:{inner}/", "http://127.0.0.2:{inner}#@outer.example/",
+    "http://127.0.0.2:{inner}?@outer.example/", " http://127.0.0.2:{inner}/",
+    "file:///etc/passwd", "gopher://127.0.0.2:{inner}/_x", "ftp://127.0.0.2:{inner}/",
+    "dict://127.0.0.2:{inner}/stat", "javascript:alert(1)", "data:text/html,x", "unix:///run/x.sock",
+    "http://outer.example:0/", "http://outer.example:99999/",
 ]  # fmt: skip
