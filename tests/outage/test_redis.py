@@ -2,11 +2,14 @@
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import anyio
 import asyncpg
 import httpx
 import pytest
+from redis.exceptions import BusyLoadingError, ResponseError
+from redis.exceptions import ConnectionError as RedisConnectionError
 
 from tests.outage.world import EVENTUALLY_S, Watch, World
 
@@ -90,12 +93,35 @@ async def read_only(own: World) -> Callable[[], Awaitable[None]]:
     return heal
 
 
+async def unsaved(own: World) -> Callable[[], Awaitable[None]]:
+    """A snapshot could not be written: every write is refused (MISCONF) until one can."""
+    assert own.servers.valkey is not None
+    folder = own.servers.valkey.folder
+    mode = folder.stat().st_mode
+    folder.chmod(0o500)
+    async with own.redis() as redis:
+        await redis.config_set("save", "3600 1")
+        await redis.bgsave()
+        with anyio.fail_after(EVENTUALLY_S):
+            while (await redis.info("persistence"))["rdb_last_bgsave_status"] != "err":
+                pass
+        with pytest.raises(ResponseError, match="MISCONF"):
+            await redis.set("nobodys", "1")
+
+    async def heal() -> None:
+        folder.chmod(mode)
+        async with own.redis() as redis:
+            await redis.config_set("save", "")
+
+    return heal
+
+
 async def test_jobs_are_accepted_and_end_whatever_redis_does(
     own: World, client: httpx.AsyncClient
 ) -> None:
     await accepts_and_ends(own, client)
     slots = own.slot_pids()
-    for trouble in (cut, slow, full, read_only):
+    for trouble in (cut, slow, full, read_only, unsaved):
         heal = await trouble(own)
         await accepts_and_ends(own, client)
         await heal()
@@ -123,6 +149,56 @@ async def test_flushed_and_killed_it_loses_no_job(own: World, client: httpx.Asyn
     await accepts_and_ends(own, client)
     await own.finished(client, [running])
     await own.start_servers()
+    await wakes_at_once(own, client)
+    assert own.slot_pids() == slots
+
+
+@asynccontextmanager
+async def loading(own: World, home: Path) -> AsyncIterator[None]:
+    """In the place of the server one that reads a long log, slowly, and says so (LOADING)."""
+    assert own.servers.valkey is not None
+    (program, *_), _ = own.servers.valkey.command()
+    home.mkdir()
+    (home / "appendonly.aof").write_bytes(b"*3\r\n$3\r\nSET\r\n$1\r\na\r\n$1\r\nb\r\n" * 600_000)
+    state = own.servers.valkey.state
+    command = [
+        str(program), "--bind", "127.0.0.1", "--port", str(state.valkey_port),
+        "--requirepass", state.valkey_password, "--dir", str(home), "--appendonly", "yes",
+        # Microseconds a key: minutes in all, and a thousand keys between two looks at clients.
+        "--key-load-delay", "100", "--logfile", "valkey.log",
+    ]  # fmt: skip
+    await own.kill("valkey")
+    async with await anyio.open_process(command, stdout=None) as process:
+        try:
+            await says_it_loads(own)
+            yield
+            await says_it_loads(own)
+        finally:
+            process.kill()
+    await own.start_servers()
+
+
+async def says_it_loads(own: World) -> None:
+    with anyio.fail_after(EVENTUALLY_S):
+        async with own.redis() as redis:
+            while True:
+                try:
+                    await redis.get("a")
+                except BusyLoadingError:
+                    return
+                except RedisConnectionError:
+                    # Not even that yet.
+                    await anyio.sleep(0.02)
+
+
+async def test_while_it_loads_nobody_waits_for_it(
+    own: World, client: httpx.AsyncClient, tmp_path: Path
+) -> None:
+    slots = own.slot_pids()
+    async with loading(own, tmp_path / "slow"):
+        await accepts_and_ends(own, client)
+        ready = (await client.get("/readyz")).json()
+        assert (ready["status"], ready["dependencies"]["redis"]["status"]) == ("degraded", "down")
     await wakes_at_once(own, client)
     assert own.slot_pids() == slots
 
