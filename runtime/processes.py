@@ -152,6 +152,17 @@ def own_bytes(pid: int) -> int:
     return (int(resident) - int(shared)) * _PAGE_BYTES
 
 
+def starved_s(pid: int) -> float:
+    """How long a process's first thread could have run and had no core, as on a machine that is too
+    busy; 0 where the kernel does not count it.
+    """
+    try:
+        text = Path(f"/proc/{pid}/schedstat").read_text(encoding="ascii")
+    except OSError:
+        return 0.0
+    return int(text.split()[1]) / 1e9
+
+
 def _stat_fields(pid: int) -> list[str] | None:
     """Fields of /proc/PID/stat from the third (state) on, as proc(5) numbers them."""
     try:

@@ -18,7 +18,7 @@ from anyio.abc import Process
 from jobs.model import SlotId
 from jobs.slots import SlotState
 from runtime.logs import logger
-from runtime.processes import read_process
+from runtime.processes import read_process, starved_s
 from runtime.settings import Settings
 from workers.board import Board
 from workers.slots import READY, SlotConfig
@@ -32,7 +32,8 @@ class SlotProcess:
     """A slot's process and the supervisor's ends of what the two share.
 
     Times are monotonic seconds. Before `awake_since` the slot, or the supervisor itself, stood
-    still: nothing that it did not do until then is its fault.
+    still: nothing that it did not do until then is its fault. Nor is what it waited for a core in
+    its start, `starved_s`: killed for that, it would begin anew and never be done.
     """
 
     plan: SlotPlan
@@ -43,6 +44,7 @@ class SlotProcess:
     started_at: float = field(default_factory=time.monotonic)
     awake_since: float = 0.0
     stopped_since: float | None = None
+    starved_s: float = 0.0
     is_ready: bool = False
     is_draining: bool = False
     recycled_for: str | None = None
@@ -67,7 +69,9 @@ class SlotProcess:
         return self.waiting.cancel_called
 
     def look(self, now: float) -> None:
-        """See whether the process is stopped."""
+        """See whether the process is stopped, and how long its start was held up."""
+        if not self.is_ready:
+            self.starved_s = starved_s(self.process.pid)
         found = read_process(self.process.pid)
         if found is not None and found.is_stopped:
             self.awake_since = now

@@ -15,6 +15,7 @@ from workers.slot_process import SlotProcess
 # Cooperative first: what has not stopped by itself after this long is stopped with its slot.
 KILL_AFTER_S = 2.0
 STALL_S = 2.0
+# Of time in which it could run: six slots that start at once on a busy machine take longer.
 START_S = 30.0
 # A process stopped for longer is taken for dead; shorter stops (a snapshot) are waited out.
 STOPPED_S = 3.0
@@ -40,7 +41,7 @@ def overdue(slot: SlotProcess, now: float) -> Kill | None:
     turned_at = slot.board.turned_ns / 1e9
     if turned_at == 0:
         since = max(slot.started_at, slot.awake_since)
-        return Kill("did not start") if now - since > START_S else None
+        return Kill("did not start") if now - since > START_S + slot.starved_s else None
     started = slot.board.read()
     for job in started:
         if now - max(job.deadline_ns / 1e9, slot.awake_since) > KILL_AFTER_S:

@@ -9,7 +9,8 @@ from dataclasses import replace
 
 import pytest
 
-from runtime.processes import Identity, own_bytes, own_identity
+from runtime.processes import Identity, own_bytes, own_identity, starved_s
+from tests.support.stack import wait_until
 
 IDENTIFY = (
     "from runtime.processes import own_identity as own; one = own();"
@@ -69,3 +70,21 @@ def test_what_cannot_be_seen_from_here_is_never_gone(machine: str) -> None:
 def test_memory_of_its_own_is_less_than_all_and_none_of_the_dead() -> None:
     assert own_bytes(os.getpid()) > 1024 * 1024
     assert own_bytes(2**22 + 1) == 0
+
+
+def test_a_process_that_shares_its_core_is_seen_to_starve() -> None:
+    spin = [sys.executable, "-c", "while True: pass"]
+    core = min(os.sched_getaffinity(0))
+    with subprocess.Popen(spin) as one, subprocess.Popen(spin) as other:
+        try:
+            for process in (one, other):
+                os.sched_setaffinity(process.pid, {core})
+            wait_until(
+                lambda: min(starved_s(one.pid), starved_s(other.pid)) > 0.01,
+                timeout_s=20,
+                what="the kernel to count the waits for a core",
+            )
+        finally:
+            one.kill()
+            other.kill()
+    assert starved_s(other.pid) == 0.0

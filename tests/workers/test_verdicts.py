@@ -79,6 +79,9 @@ async def test_a_slot_that_never_turns_did_not_start(slot: SlotProcess) -> None:
     )
     assert overdue(unborn, 100 + START_S - 1) is None
     assert overdue(unborn, 100 + START_S + 1) == Kill("did not start")
+    unborn.starved_s = 60.0
+    assert overdue(unborn, 100 + START_S + 59) is None
+    assert overdue(unborn, 100 + START_S + 61) == Kill("did not start")
     unborn.board.close()
 
 
