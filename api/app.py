@@ -11,12 +11,16 @@ from anyio.abc import TaskGroup
 from fastapi import FastAPI
 
 from api import openapi, translations
-from api.auth import Authentication, Authenticator
+from api.auth import Authenticator
 from api.availability import Availability, Bounded
 from api.backlog import BacklogGuard
 from api.deps import Services
+from api.door import Authentication
 from api.middleware import Hardening, LastWord, Measurement
+from api.quotas import QuotaGuard
+from api.rates import Rates
 from api.routes import (
+    audit,
     batches,
     collections,
     documents,
@@ -30,6 +34,7 @@ from api.routes import (
     results,
     schedules,
     search,
+    tenants,
     webhooks,
     workers,
 )
@@ -43,12 +48,10 @@ from jobs.live import LiveStream
 from jobs.spool_room import SpoolRoom, folder_for
 from runtime import redis as runtime_redis
 from runtime.egress import EgressPolicy
-from runtime.logs import logger
 from runtime.postgres import Pool, connect, database_url, open_pool
 from runtime.settings import Settings
 from runtime.version import VERSION
 
-LAST_USES_S = 30.0
 _RESOURCES = (
     jobs,
     batches,
@@ -64,9 +67,9 @@ _RESOURCES = (
     limits,
     workers,
     keys,
+    tenants,
+    audit,
 )
-
-log = logger("api")
 
 
 def create_app(settings: Settings) -> FastAPI:
@@ -136,29 +139,23 @@ async def _services(settings: Settings) -> AsyncIterator[tuple[Services, TaskGro
                 spools=SpoolRoom(folder_for(settings.data_dir)),
                 turns=Turns(),
                 authenticator=Authenticator(postgres),
+                quotas=QuotaGuard(postgres, kinds),
+                rates=Rates(postgres),
                 search=search,
                 egress=EgressPolicy(settings.egress_allow),
                 owned=owned,
             )
-            loops = (services.submissions, announcer, services.hub, availability)
+            loops = (
+                *(services.submissions, announcer, services.hub, availability),
+                services.authenticator,
+            )
             for loop in loops:
                 owned.start_soon(loop.run)
-            owned.start_soon(_note_last_uses, services.authenticator)
             yield services, owned
     finally:
         availability.close()
         await redis.aclose()
         await _close(postgres)
-
-
-async def _note_last_uses(authenticator: Authenticator) -> None:
-    """Write now and then when keys were used last; a failure costs only that note."""
-    while True:
-        await anyio.sleep(LAST_USES_S)
-        try:
-            await authenticator.write_last_uses()
-        except translations.POSTGRES_AWAY as error:
-            log.info("last_uses_not_written", error=str(error))
 
 
 async def _close(postgres: Pool) -> None:

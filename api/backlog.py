@@ -46,8 +46,9 @@ class BacklogGuard:
         wait_s = pools.retry_after_s(pool, pool.queued + jobs - self._backlog_max)
         raise Problem(
             ProblemType.QUEUE_FULL,
-            f"pool {pool_name!r} has {pool.queued} queued jobs, at most {self._backlog_max} are "
-            f"taken (XNAI_BACKLOG_MAX); at the measured rate there is room in {wait_s} s",
+            # Not how many there are: they are all tenants' jobs.
+            f"pool {pool_name!r} is full: at most {self._backlog_max} queued jobs are taken "
+            f"(XNAI_BACKLOG_MAX); at the measured rate there is room in {wait_s} s",
             headers={"Retry-After": str(math.ceil(wait_s))},
         )
 

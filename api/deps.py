@@ -2,6 +2,7 @@
 share.
 """
 
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -13,9 +14,14 @@ from fastapi import Depends, Header, Query, Request
 from pydantic import StringConstraints
 from redis.asyncio import Redis
 
-from api.auth import Authenticator
+from api import audit
+from api.audit import Action, Actor
+from api.auth import Authenticator, Principal
 from api.availability import Availability
 from api.backlog import BacklogGuard
+from api.door import address_of
+from api.quotas import QuotaGuard
+from api.rates import Rates
 from api.submissions import Submissions
 from api.turns import Turns
 from api.watch import Hub
@@ -27,12 +33,14 @@ from jobs.live import LiveStream
 from jobs.model import TenantId
 from jobs.spool_room import SpoolRoom
 from runtime.egress import EgressPolicy
+from runtime.ids import uuid7
 from runtime.postgres import Connection, Pool
 from runtime.settings import Settings
 
 ACQUIRE_TIMEOUT_S = 4.0
 LIST_MAX = 1000
 LIST_DEFAULT = 100
+_REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +60,8 @@ class Services:
     spools: SpoolRoom
     turns: Turns
     authenticator: Authenticator
+    quotas: QuotaGuard
+    rates: Rates
     search: SearchClient
     egress: EgressPolicy
     owned: TaskGroup
@@ -88,6 +98,35 @@ async def services_of(request: Request) -> Services:
 
 
 WithServices = Annotated[Services, Depends(services_of)]
+
+
+def request_id_of(request: Request) -> str:
+    """What the client or its proxy calls the request, if that is fit to be kept; else a new id."""
+    sent = request.headers.get("x-request-id", "")
+    return sent if _REQUEST_ID.fullmatch(sent) else str(uuid7())
+
+
+@dataclass(frozen=True, slots=True)
+class Audit:
+    """Writes down what the caller of this request does."""
+
+    actor: Actor
+
+    async def record(
+        self, connection: Connection, action: Action, target: object, /, **details: object
+    ) -> None:
+        """Write an act down, in the transaction that does it."""
+        await audit.record(connection, self.actor, action, target, **details)
+
+
+async def audit_of(request: Request) -> Audit:
+    """The log, with who asks and from where."""
+    principal = cast("Principal", request.scope["state"]["principal"])
+    address, request_id = address_of(request.scope), request_id_of(request)
+    return Audit(Actor(principal.tenant_id, principal.key_id, principal.name, address, request_id))
+
+
+WithAudit = Annotated[Audit, Depends(audit_of)]
 
 Cursor = Annotated[
     str | None,

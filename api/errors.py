@@ -47,6 +47,9 @@ class ProblemType(Enum):
         "The idempotency key was used for another request",
     )
     QUEUE_FULL = (HTTPStatus.TOO_MANY_REQUESTS, "The queue is full")
+    QUOTA_EXCEEDED = (HTTPStatus.TOO_MANY_REQUESTS, "A quota of the tenant is used up")
+    RATE_LIMITED = (HTTPStatus.TOO_MANY_REQUESTS, "The tenant asks too often")
+    TOO_MANY_GUESSES = (HTTPStatus.TOO_MANY_REQUESTS, "Too many wrong API keys")
     INTERNAL = (HTTPStatus.INTERNAL_SERVER_ERROR, "Something went wrong here")
     UNAVAILABLE = (HTTPStatus.SERVICE_UNAVAILABLE, "A server that this needs does not answer")
 

@@ -1,4 +1,4 @@
-"""API keys in Postgres: made, found, listed, revoked. Knows nothing of HTTP.
+"""API keys in Postgres: made, found, listed, rotated, revoked. Knows nothing of HTTP.
 
 A key reads `xnai_PREFIX_SECRET`. The secret is 256 random bits, so a plain SHA-256 of it is enough:
 argon2 and its like slow down guessing of what people choose, and nobody guesses 2^256, while every
@@ -8,9 +8,9 @@ request would pay for it.
 import hashlib
 import hmac
 import secrets
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from enum import IntEnum
 from pathlib import Path
 from uuid import UUID
@@ -28,8 +28,11 @@ SCHEME = "xnai"
 ADMIN_KEY_FILE = "admin.key"
 _SECRET_BYTES = 32
 _PREFIX_BYTES = 6
+ROTATION_OVERLAP_S = 86_400.0
 # One lock for the whole database: any number that no other package locks.
 _ACCESS_LOCK = 0x786E_6169_0005
+
+_NO_HASH = bytes(hashlib.sha256().digest_size)
 
 QUERIES = load_queries("api")
 
@@ -63,6 +66,9 @@ class Key:
     name: str
     prefix: str
     secret_hash: bytes
+    rotations: int
+    previous_hash: bytes | None
+    previous_until: datetime | None
     role: Role
     created_at: datetime
     expires_at: datetime | None
@@ -70,11 +76,10 @@ class Key:
     revoked_at: datetime | None
     is_valid: bool
 
-    def matches(self, secret: str) -> bool:
-        """Whether this is the key's secret, in a time that does not depend on how much of it is
-        right.
-        """
-        return hmac.compare_digest(self.secret_hash, _hash(secret))
+    def ends_at(self, rotation: int) -> datetime | None:
+        """When that secret stops to hold by itself."""
+        ends = [self.expires_at, self.previous_until if rotation < self.rotations else None]
+        return min((moment for moment in ends if moment is not None), default=None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +90,21 @@ class NewKey:
     role: Role
     tenant_id: TenantId = DEFAULT_TENANT
     expires_at: datetime | None = None
+
+
+def rotation_of(key: Key | None, secret: str) -> int | None:
+    """Which of the key's secrets this is: `rotations` for the present one, one less for the one
+    before while it holds; None when it is neither, or when there is no such key.
+
+    Compares as much, and in a time that tells nothing of the hashes, whatever is the case.
+    """
+    present, previous = (key.secret_hash, key.previous_hash) if key else (None, None)
+    secret_hash = _hash(secret)
+    is_present = hmac.compare_digest(present or _NO_HASH, secret_hash)
+    is_previous = hmac.compare_digest(previous or _NO_HASH, secret_hash)
+    if key is None or not (is_present or is_previous):
+        return None
+    return key.rotations if is_present else key.rotations - 1
 
 
 def split_key(text: str) -> tuple[str, str] | None:
@@ -100,7 +120,7 @@ async def create_key(connection: Connection, new: NewKey) -> tuple[UUID, str]:
     """Store a key; return its id and, this once, its text. Does not commit by itself."""
     key_id, prefix = uuid7(), secrets.token_hex(_PREFIX_BYTES)
     secret = secrets.token_urlsafe(_SECRET_BYTES)
-    await connection.fetchval(
+    await connection.execute(
         QUERIES["insert_key"],
         key_id,
         new.tenant_id,
@@ -113,10 +133,29 @@ async def create_key(connection: Connection, new: NewKey) -> tuple[UUID, str]:
     return key_id, f"{SCHEME}_{prefix}_{secret}"
 
 
+async def rotate(
+    connection: Connection, tenant: TenantId, key_id: UUID, *, overlap_s: float
+) -> str | None:
+    """Give a key a new secret and return its text, this once; the old one holds for `overlap_s`
+    more, and the one before ends. None when there is no such key, or it has ended.
+    """
+    secret = secrets.token_urlsafe(_SECRET_BYTES)
+    prefix = await connection.fetchval(
+        QUERIES["rotate_key"], tenant, key_id, _hash(secret), timedelta(seconds=overlap_s)
+    )
+    return None if prefix is None else f"{SCHEME}_{prefix}_{secret}"
+
+
 async def tenant_of_name(connection: Connection, name: str) -> TenantId:
     """The tenant's id; the tenant is created if need be. Call it within a transaction."""
     await connection.execute(QUERIES["lock_access"], _ACCESS_LOCK)
     return TenantId(await connection.fetchval(QUERIES["tenant_of_name"], name))
+
+
+async def find_tenant(connection: Connection, name: str) -> TenantId | None:
+    """The tenant's id, if there is one of that name."""
+    tenant_id: int | None = await connection.fetchval(QUERIES["find_tenant"], name)
+    return None if tenant_id is None else TenantId(tenant_id)
 
 
 async def find_by_prefix(connection: Connection, prefix: str) -> Key | None:
@@ -137,10 +176,18 @@ async def list_keys(
     return [_key(row) for row in rows]
 
 
-async def revoke(connection: Connection, tenant: TenantId, key_id: UUID) -> str | None:
-    """End a key for good; return its prefix, None when there is no such key. Idempotent."""
-    prefix: str | None = await connection.fetchval(QUERIES["revoke_key"], tenant, key_id)
-    return prefix
+async def revoke(connection: Connection, tenant: TenantId, key_id: UUID) -> bool:
+    """End a key for good; whether it had not ended so before. Idempotent."""
+    return await connection.fetchval(QUERIES["revoke_key"], tenant, key_id) is not None
+
+
+async def still_held(
+    connection: Connection, held: Collection[tuple[UUID, int]]
+) -> frozenset[tuple[UUID, int]]:
+    """Those of the keys' secrets, told by their rotation, that hold now."""
+    ids, rotations = [key_id for key_id, _ in held], [rotation for _, rotation in held]
+    rows = await connection.fetch(QUERIES["keys_held"], ids, rotations)
+    return frozenset((row["id"], row["rotation"]) for row in rows)
 
 
 async def touch(connection: Connection, used_at: Mapping[UUID, datetime]) -> None:
@@ -170,7 +217,7 @@ async def _is_admin_key(connection: Connection, path: Path) -> bool:
         return False
     key = await find_by_prefix(connection, parts[0])
     is_admin = key is not None and key.is_valid and key.role is Role.ADMIN
-    return key is not None and is_admin and key.matches(parts[1])
+    return key is not None and is_admin and rotation_of(key, parts[1]) is not None
 
 
 def _read_key(path: Path) -> tuple[str, str] | None:

@@ -8,6 +8,7 @@ from datetime import datetime
 from uuid import UUID
 
 from jobs.kinds import KindRegistry
+from jobs.model import TenantId
 from jobs.results import Ready
 from runtime.postgres import Connection
 from runtime.sql import load_queries
@@ -21,6 +22,7 @@ _RATE_WINDOW_S = 60.0
 _RETRY_AFTER_S_MAX = 300
 # Beyond so many the number changes nothing that anybody would do.
 DEAD_LETTERS_MAX = 10_000
+TENANTS_JOBS_MAX = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +68,20 @@ async def list_pools(
             drained_per_s=rates[row["name"]],
         )
         for row in await connection.fetch(QUERIES["list_pools"], list(names))
+    ]
+
+
+async def list_tenants_pools(
+    connection: Connection, tenant_id: TenantId, names: Sequence[str]
+) -> list[Pool]:
+    """These pools as a tenant may see them: which are paused and why, and its own jobs, counted
+    among the oldest TENANTS_JOBS_MAX. Slots and rates are everybody's: none are told.
+    """
+    return [
+        Pool(**dict(row), paused_by=None, slots=0, drained_per_s=0.0)
+        for row in await connection.fetch(
+            QUERIES["list_tenants_pools"], tenant_id, list(names), TENANTS_JOBS_MAX
+        )
     ]
 
 

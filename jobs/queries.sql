@@ -861,6 +861,23 @@ LEFT JOIN LATERAL (
 ) AS head ON true
 ORDER BY names.name;
 
+-- name: list_tenants_pools
+-- Pools as a tenant sees them: its own jobs, its oldest so many by the primary key's order, each looked up by its id.
+WITH live AS (
+    SELECT j.pool, r.job_id AS queued, h.job_id AS running,
+        CASE WHEN r.job_id IS NOT NULL THEN greatest(j.created_at, j.run_at) END AS since
+    FROM (SELECT id, pool, created_at, run_at FROM jobs WHERE tenant_id = $1 ORDER BY id LIMIT $3) AS j
+    LEFT JOIN LATERAL (SELECT job_id FROM ready WHERE job_id = j.id OFFSET 0) AS r ON true
+    LEFT JOIN LATERAL (SELECT job_id FROM held WHERE job_id = j.id OFFSET 0) AS h ON true
+)
+SELECT names.name, p.paused_at, p.paused_reason, count(live.queued) AS queued, count(live.running) AS running,
+    greatest(0, extract(epoch FROM clock_timestamp() - min(live.since)))::float8 AS oldest_s
+FROM (SELECT unnest($2::text[]) AS name UNION SELECT pool FROM live) AS names
+LEFT JOIN pools AS p ON p.name = names.name
+LEFT JOIN live ON live.pool = names.name
+GROUP BY names.name, p.paused_at, p.paused_reason
+ORDER BY names.name;
+
 -- name: drained
 -- The last jobs that ended, at most a minute back: what the queues really drain at.
 SELECT kind, count(*) AS jobs, extract(epoch FROM clock_timestamp() - min(min(at)) OVER ())::float8 AS within_s

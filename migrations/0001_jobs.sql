@@ -54,6 +54,7 @@ CREATE TABLE batches (
 );
 CREATE INDEX batches_list ON batches (tenant_id, id);
 CREATE INDEX batches_unfinished ON batches (id) WHERE state = 'running';
+CREATE INDEX batches_open ON batches (tenant_id) WHERE state = 'open';
 
 -- One row a (batch, writer), so that slots do not queue up behind one counter; readers sum them in one snapshot.
 -- running is counted from `held`; queued is what remains of the total. follow_* count jobs that the batch's jobs created.

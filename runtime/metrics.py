@@ -121,6 +121,9 @@ HTTP_REQUESTS = _counter(
 HTTP_DURATION = _histogram(
     "xnai_http_request_duration_seconds", "Time to answer a request.", ["method", "route"]
 )
+KEYS_REFUSED = _counter(
+    "xnai_keys_refused_total", "Requests that no API key let in, by reason.", ["reason"]
+)
 EVENTS_SENT = _counter("xnai_events_sent_total", "Server-sent events written.", ["stream"])
 PROCESS_RESTARTS = _counter(
     "xnai_process_restarts_total", "Processes of the stack that died and were restarted.", ["role"]

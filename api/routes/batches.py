@@ -17,6 +17,7 @@ from api.errors import ProblemType
 from api.idempotency import Work, answer_once, fingerprint, respond
 from api.openapi import json_or_ndjson, problems
 from api.paging import bad_cursor
+from api.quotas import Counted, admit_one
 from api.routing import router as make_router
 from api.views import BatchView, Page, View, batch_view
 from jobs import batches
@@ -85,6 +86,7 @@ async def create_batch(
         async def work(connection: Connection) -> StoredAnswer:
             # Here, since a repeat is answered as the first time, however full the queue is by now.
             services.backlog.check_all(spool.per_pool, services.owned)
+            await _admit(services, connection, principal, spool, sent.batch.state)
             batch_id = await batches.create(connection, principal.tenant_id, sent.batch)
             ready.update(await _enqueue(services, connection, principal, batch_id, spool))
             return _created(await batches.get(connection, principal.tenant_id, batch_id))
@@ -97,6 +99,19 @@ async def create_batch(
             raise sent.refusal(error) from None
     services.announcer.announce(ready)
     return response
+
+
+async def _admit(
+    services: Services,
+    connection: Connection,
+    principal: Principal,
+    spool: Spool,
+    state: BatchState = BatchState.RUNNING,
+) -> None:
+    """Refuse what exceeds the tenant's quotas."""
+    if state is BatchState.OPEN:
+        await admit_one(connection, principal.tenant_id, principal.quotas, Counted.OPEN_BATCHES)
+    await services.quotas.admit_jobs(principal.tenant_id, principal.quotas, spool.per_pool)
 
 
 def _created(batch: Batch) -> StoredAnswer:
@@ -176,6 +191,7 @@ async def _append(
         if not await batches.has_part(connection, batch_id, part_key):
             # Not for a repeat, which adds nothing.
             services.backlog.check_all(spool.per_pool, services.owned)
+            await _admit(services, connection, principal, spool)
         return await batches.append(
             connection,
             principal.tenant_id,

@@ -8,7 +8,7 @@ from pydantic import ConfigDict
 
 from api import paging
 from api.auth import Reader, Submitter
-from api.deps import LIST_DEFAULT, Cursor, Limit, WithServices
+from api.deps import LIST_DEFAULT, Cursor, Limit, WithAudit, WithServices
 from api.errors import ProblemType
 from api.openapi import problems
 from api.routing import router as make_router
@@ -57,7 +57,10 @@ async def list_collections(
     response_class=Response,
     responses=problems(ProblemType.NOT_FOUND),
 )
-async def delete_collection(services: WithServices, principal: Submitter, name: NamePath) -> None:
+async def delete_collection(
+    services: WithServices, principal: Submitter, audit: WithAudit, name: NamePath
+) -> None:
     """Hide a collection and its documents from every search that starts after the answer."""
     async with services.transaction() as connection:
         await collections.delete(connection, principal.tenant_id, name)
+        await audit.record(connection, "collection.deleted", name)

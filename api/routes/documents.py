@@ -22,6 +22,7 @@ from api.deps import (
     Limit,
     Prefer,
     Services,
+    WithAudit,
     WithServices,
     wait_seconds,
 )
@@ -147,7 +148,10 @@ async def create_document(
     job = NewJob(
         kind="ingest", payload={"upload_id": str(upload.id), "collection": upload.collection}
     )
-    services.backlog.check(services.kinds[job.kind].pool, 1, services.owned)
+    pool = services.kinds[job.kind].pool
+    services.backlog.check(pool, 1, services.owned)
+    await services.quotas.admit_jobs(principal.tenant_id, principal.quotas, {pool: 1})
+    await services.quotas.admit_stored(principal.tenant_id, principal.quotas)
     submitted: list[Submitted] = []
 
     async def work(connection: Connection) -> StoredAnswer:
@@ -247,11 +251,12 @@ async def list_versions(
     responses=problems(ProblemType.NOT_FOUND),
 )
 async def delete_document(
-    services: WithServices, principal: Submitter, document_id: DocumentId
+    services: WithServices, principal: Submitter, audit: WithAudit, document_id: DocumentId
 ) -> None:
     """Hide a document from every search that starts after the answer."""
     async with services.transaction() as connection:
         await documents.delete(connection, principal.tenant_id, document_id)
+        await audit.record(connection, "document.deleted", document_id)
 
 
 def _version_number(text: str) -> int:

@@ -80,7 +80,7 @@ async def submit_job(
             return await _submit_once(
                 services, principal, idempotency_key, new, fingerprint(request, body)
             )
-        _check_backlog(services, new)
+        await _check_room(services, principal, new)
         submitted = await services.submissions.submit(principal.tenant_id, new)
     except JobsRefused as error:
         fields = [field_error(r.pointer, r.detail) for r in error.refusals]
@@ -89,8 +89,10 @@ async def submit_job(
     return await settled_response(services, principal, submitted, wait_s)
 
 
-def _check_backlog(services: Services, new: NewJob) -> None:
-    services.backlog.check(services.kinds[new.kind].pool, 1, services.owned)
+async def _check_room(services: Services, principal: Principal, new: NewJob) -> None:
+    pool = services.kinds[new.kind].pool
+    services.backlog.check(pool, 1, services.owned)
+    await services.quotas.admit_jobs(principal.tenant_id, principal.quotas, {pool: 1})
 
 
 async def _submit_once(
@@ -100,7 +102,7 @@ async def _submit_once(
 
     async def work(connection: Connection) -> StoredAnswer:
         # Here, since a repeat is answered as the first time, however full the queue is by now.
-        _check_backlog(services, new)
+        await _check_room(services, principal, new)
         (submitted,) = await enqueue(
             connection,
             principal.tenant_id,

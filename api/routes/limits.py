@@ -7,7 +7,7 @@ from pydantic import ConfigDict, Field
 
 from api import paging
 from api.auth import Operator
-from api.deps import LIST_DEFAULT, Cursor, Limit, WithServices
+from api.deps import LIST_DEFAULT, Cursor, Limit, WithAudit, WithServices
 from api.job_requests import RequestModel
 from api.routing import router as make_router
 from api.views import Page, View
@@ -53,11 +53,13 @@ async def list_limits(
 async def set_limit(
     services: WithServices,
     principal: Operator,
+    audit: WithAudit,
     key: Annotated[str, Path(min_length=1, max_length=255, examples=["example.org"])],
     limit: LimitRequest,
 ) -> LimitView:
     """Set a limit. A raise queues waiting jobs; a cut lets running ones end."""
     async with services.transaction() as connection:
         found, ready = await limits.put(connection, principal.tenant_id, key, limit.concurrency)
+        await audit.record(connection, "limit.set", key, concurrency=limit.concurrency)
     services.announcer.announce(ready)
     return LimitView.model_validate(found)

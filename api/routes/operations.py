@@ -8,7 +8,15 @@ from fastapi import Path, Request, Response, status
 from pydantic import Field, model_validator
 
 from api.auth import Operator, Principal
-from api.deps import LIST_DEFAULT, Cursor, IdempotencyKey, Limit, Services, WithServices
+from api.deps import (
+    LIST_DEFAULT,
+    Cursor,
+    IdempotencyKey,
+    Limit,
+    Services,
+    WithAudit,
+    WithServices,
+)
 from api.errors import ProblemType, field_error, invalid_fields
 from api.idempotency import Work, answer_once, fingerprint, respond
 from api.job_requests import Moment, Name, RequestModel, Tag, Tags
@@ -145,6 +153,7 @@ async def start_operation(
     request: Request,
     services: WithServices,
     principal: Operator,
+    audit: WithAudit,
     sent: OperationRequest,
     idempotency_key: IdempotencyKey = None,
 ) -> Response:
@@ -157,6 +166,13 @@ async def start_operation(
             return await _dry_run(connection, wanted)
         operation = await operations.accept(connection, wanted, actor=principal.name)
         view = operation_view(operation)
+        await audit.record(
+            connection,
+            "operation.started",
+            operation.id,
+            action=wanted.action,
+            filter=view.filter,
+        )
         headers = {"Location": view.links["self"]}
         return StoredAnswer(status.HTTP_202_ACCEPTED, headers, view.model_dump_json().encode())
 
@@ -235,11 +251,13 @@ async def get_operation(
 
 @router.post("/operations/{operation_id}/cancel", responses=problems(ProblemType.NOT_FOUND))
 async def cancel_operation(
-    services: WithServices, principal: Operator, operation_id: OperationId
+    services: WithServices, principal: Operator, audit: WithAudit, operation_id: OperationId
 ) -> OperationView:
     """Do no more of it; what was done stays done. Idempotent; a finished one stays as it is."""
     async with services.transaction() as connection:
-        return operation_view(await operations.stop(connection, principal.tenant_id, operation_id))
+        stopped = await operations.stop(connection, principal.tenant_id, operation_id)
+        await audit.record(connection, "operation.cancelled", operation_id)
+    return operation_view(stopped)
 
 
 def _filter_view(chosen: OperationFilter) -> AnyObject:

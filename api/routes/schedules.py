@@ -10,6 +10,7 @@ from api.auth import Reader, Submitter
 from api.deps import LIST_DEFAULT, Cursor, Limit, WithServices
 from api.errors import ProblemType
 from api.openapi import problems
+from api.quotas import Counted, admit_one
 from api.routes.pools import PauseRequest
 from api.routing import router as make_router
 from api.schedule_requests import SchedulePatch, ScheduleRequest, patched, spec_of
@@ -40,6 +41,7 @@ async def create_schedule(
     """Make a schedule; it first fires at the first time of its timetable from now."""
     spec = spec_of(services, principal, schedule)
     async with services.transaction() as connection:
+        await admit_one(connection, principal.tenant_id, principal.quotas, Counted.SCHEDULES)
         made = await store.create(connection, principal.tenant_id, spec)
     response.headers["Location"] = f"/v1/schedules/{made.id}"
     return _answer(made, response)

@@ -6,7 +6,7 @@ from uuid import UUID
 from pydantic import ConfigDict
 
 from api import paging
-from api.auth import Operator
+from api.auth import InstallationOperator
 from api.deps import LIST_DEFAULT, Cursor, Limit, WithServices
 from api.routing import router as make_router
 from api.views import Page, View
@@ -39,9 +39,12 @@ class SlotView(View):
 
 @router.get("/workers")
 async def list_workers(
-    services: WithServices, principal: Operator, cursor: Cursor = None, limit: Limit = LIST_DEFAULT
+    services: WithServices,
+    principal: InstallationOperator,
+    cursor: Cursor = None,
+    limit: Limit = LIST_DEFAULT,
 ) -> Page[SlotView]:
-    """Every live slot."""
+    """Every live slot. Slots are the installation's, for keys of the tenant `default`."""
     del principal
     offset = paging.decode_offset(cursor)
     async with services.connection() as connection:
