@@ -149,7 +149,7 @@ class Bench:
             rows = await self.connection.fetch(QUERIES[f"some_{state}"], LOOKUPS)
             times = [await self._time(partial(self._get, row[0])) for row in rows]
             found += _order(f"get a {state} job", times)
-        rows = await self.connection.fetch(QUERIES["open_batches"])
+        rows = await self.connection.fetch(QUERIES["backlog_batches"], OPEN_BATCHES)
         for name, read in (("status", batches.get), ("results", batches.results)):
             times = [await self._time(partial(self._read_batch, read, row[0])) for row in rows]
             found += _order(f"{name} of a batch", times)

@@ -109,8 +109,9 @@ SELECT id FROM history TABLESAMPLE SYSTEM (1) ORDER BY random() LIMIT $1;
 -- name: some_queued
 SELECT job_id FROM ready TABLESAMPLE SYSTEM (10) ORDER BY random() LIMIT $1;
 
--- name: open_batches
-SELECT id FROM batches WHERE state = 'running' ORDER BY id;
+-- name: backlog_batches
+-- Those that fill_open_batches made, whatever became of them.
+SELECT id FROM batches WHERE id IN (SELECT md5('open ' || n)::uuid FROM generate_series(0, $1::int - 1) AS n);
 
 -- name: sizes
 SELECT pg_size_pretty(pg_database_size(current_database()));
