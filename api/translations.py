@@ -137,6 +137,8 @@ OTHERS: dict[type[Exception], Translation] = {
     schedules.ScheduleRefused: _field_refused,
     webhooks.EndpointNotFound: _not_found,
     webhooks.DeliveryNotFound: _not_found,
+    webhooks.RedeliveryNotFound: _not_found,
+    webhooks.EndpointDisabled: _conflict,
     webhooks.EndpointChanged: _changed,
     webhooks.WebhookRefused: _field_refused,
     webhooks.BadSecret: _conflict,

@@ -24,15 +24,21 @@ from runtime.logs import logger
 from runtime.postgres import UNREACHABLE, Pool, open_pool
 from schedules.retention import prune as prune_fires
 from schedules.ticker import Ticker
-from webhooks import outbox
-from webhooks.deliver import Deliverer, open_client
+from webhooks import circuits, deliveries, outbox
+from webhooks.deliver import Deliverer
+from webhooks.wire import Wire
 
 if TYPE_CHECKING:
     from runtime.readiness import Notifier
     from runtime.settings import Settings
 
-POOL_SIZE = 8
+POOL_SIZE = 4
+# Connections of deliveries alone: receivers that hang never keep a schedule waiting for one.
+DELIVERY_POOL_SIZE = 4
+# An event waits for at most so long until a deliverer sees it.
+DELIVERY_POLL_S = 0.25
 RETENTION_EVERY_S = 60.0
+FAILING_KEPT = timedelta(days=30)
 
 log = logger("tick")
 
@@ -42,15 +48,16 @@ async def run_tick(settings: "Settings", notifier: "Notifier") -> None:
     kinds = load_kinds(settings.kinds)
     pool = await open_pool(settings, role="tick", size=POOL_SIZE)
     redis = runtime_redis.connect(settings)
-    client = open_client(EgressPolicy(settings.egress_allow))
-    deliverer = Deliverer(pool, client)
+    delivery_pool = await open_pool(settings, role="deliver", size=DELIVERY_POOL_SIZE)
+    wire = Wire(EgressPolicy(settings.egress_allow))
+    deliverer = Deliverer(delivery_pool, wire, settings.webhook_disable_days * 86_400.0)
     announce = partial(dispatch.announce, redis)
     ticker = Ticker(pool, kinds, announce, settings.ageing_s)
     operations = OperationTicker(pool, LiveStream(redis), announce, settings.ageing_s)
     try:
         async with anyio.create_task_group() as group, anyio.create_task_group() as ticking:
             stop = await ticking.start(_watch_signals)
-            group.start_soon(partial(deliverer.run, poll_s=settings.tick_s))
+            group.start_soon(partial(deliverer.run, poll_s=min(settings.tick_s, DELIVERY_POLL_S)))
             ticking.start_soon(_forget, pool, settings.retention_days)
             ticking.start_soon(partial(operations.run, poll_s=settings.tick_s))
             await ticking.start(partial(ticker.run, poll_s=settings.tick_s))
@@ -61,9 +68,10 @@ async def run_tick(settings: "Settings", notifier: "Notifier") -> None:
             group.cancel_scope.deadline = anyio.current_time() + settings.grace_s
     finally:
         with anyio.CancelScope(shield=True), anyio.move_on_after(settings.grace_s + 1.0):
-            await client.aclose()
+            await wire.aclose()
             await redis.aclose()
             await pool.close()
+            await delivery_pool.close()
 
 
 async def _watch_signals(*, task_status: TaskStatus[anyio.Event]) -> None:
@@ -93,8 +101,10 @@ async def _forget_once(pool: Pool, days: int) -> None:
         while (await purge.purge(connection)).more:
             continue
         await uploads.expire(connection)
-        before = await outbox.database_now(connection) - timedelta(days=days)
-        while await outbox.prune(connection, before=before):
+        now = await outbox.database_now(connection)
+        before = now - timedelta(days=days)
+        while await deliveries.prune(connection, before=before):
             continue
+        await circuits.prune(connection, before=now - FAILING_KEPT)
         while await prune_fires(connection, before=before):
             continue

@@ -107,6 +107,15 @@ SCHEDULE_FIRES = _counter(
 WEBHOOKS_DELIVERED = _counter(
     "xnai_webhook_deliveries_total", "Attempts to deliver a webhook, by outcome.", ["outcome"]
 )
+WEBHOOKS_DISABLED = _counter(
+    "xnai_webhooks_disabled_total", "Endpoints disabled by what they answered.", ["reason"]
+)
+WEBHOOK_CIRCUITS = _gauge(
+    "xnai_webhook_circuits",
+    "Receivers that fail: open ones wait for their next probe, half-open ones may be probed.",
+    ["state"],
+    "mostrecent",
+)
 CRAWL_PAGES = _counter("xnai_crawl_pages_total", "Pages visited, by outcome.", ["outcome"])
 EGRESS_REFUSALS = _counter(
     "xnai_egress_refusals_total", "Connections that the egress guard refused."

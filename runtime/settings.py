@@ -150,6 +150,13 @@ class Settings(BaseSettings):
         7, ge=1, le=3650, description="Days that finished jobs and their events are kept."
     )
 
+    webhook_disable_days: float = Field(
+        5.0,
+        gt=0,
+        le=365,
+        description="Days without any success after which a failing webhook is disabled.",
+    )
+
     connect_timeout_s: float = Field(
         30.0, gt=0, le=600, description="Seconds that a starting process waits for its servers."
     )

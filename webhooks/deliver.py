@@ -9,23 +9,26 @@ import random
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from http import HTTPStatus
+from uuid import UUID
 
 import anyio
 import asyncpg
-import httpx
 
 from runtime import metrics
-from runtime.egress import EgressPolicy, guarded_client
 from runtime.logs import logger
 from runtime.postgres import UNREACHABLE, Connection, Pool
-from webhooks import backoff, endpoints, outbox
-from webhooks.lanes import TOTAL, Lanes
+from webhooks import backoff, callback_secrets, circuits, outbox, redeliveries
+from webhooks.circuits import Circuit
+from webhooks.lanes import Lanes
 from webhooks.model import TEST_TYPE, Answer, Owed
+from webhooks.outbox import Outlook
 from webhooks.request import BLOCKED, TIMEOUT_S, send
+from webhooks.wire import Wire
 
-# As many as there are places: a name that does not resolve costs its own place and no other.
-DISABLED = "endpoint_disabled"
 EXHAUSTED = "attempts_exhausted"
+# However long ago the first of them was: an endpoint with one event a week is not judged by it.
+DISABLE_FAILURES_MIN = 10
+DISABLE_AFTER_S = 5 * 86_400.0
 _FINISH_WITHIN_S = outbox.LEASE_S - TIMEOUT_S - 5.0
 _FINISH_AGAIN_S = 1.0
 _POSTPONED = (*UNREACHABLE, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError)
@@ -33,18 +36,13 @@ _POSTPONED = (*UNREACHABLE, TimeoutError, asyncpg.PostgresError, asyncpg.Interfa
 log = logger("webhooks")
 
 
-def open_client(policy: EgressPolicy) -> httpx.AsyncClient:
-    """The client of deliveries: behind the guard, bounded in time and connections."""
-    limits = httpx.Limits(max_connections=TOTAL, max_keepalive_connections=16, keepalive_expiry=5.0)
-    return guarded_client(policy, timeout=httpx.Timeout(TIMEOUT_S), limits=limits)
-
-
 @dataclass(slots=True)
 class Deliverer:
     """Sends from one process. `stop` lets what is under way finish and takes nothing new."""
 
     pool: Pool
-    client: httpx.AsyncClient
+    wire: Wire
+    disable_after_s: float = DISABLE_AFTER_S
     rng: random.Random = field(default_factory=random.Random)
     lanes: Lanes = field(default_factory=Lanes)
     _claiming: anyio.CancelScope = field(default_factory=anyio.CancelScope)
@@ -75,18 +73,33 @@ class Deliverer:
     async def _pass(self, group: anyio.abc.TaskGroup, poll_s: float) -> float:
         """Start what is due and has room; answers how long to wait for more."""
         try:
-            async with self.pool.acquire() as connection:
-                while (await outbox.fan_out(connection))[0] == outbox.FAN_OUT_PAGE:
-                    continue
-            for item in await self._claim(None):
-                group.start_soon(self._deliver, item, None)
-            async with self.pool.acquire() as connection:
-                due_in_s = await outbox.next_owed_in_s(connection)
+            ahead = await self._prepare()
+            if ahead.due_in_s is not None and ahead.due_in_s <= 0:
+                for item in await self._claim(None):
+                    group.start_soon(self._deliver, item, None)
         except _POSTPONED as error:
             log.warning("delivery_postponed", error=str(error))
             return poll_s
-        # Something due that was not taken waits for room in its lane: one that ends wakes us.
-        return poll_s if due_in_s is None or due_in_s <= 0 else min(poll_s, due_in_s)
+        if ahead.has_redeliveries or ahead.has_events:
+            return 0.0
+        # Something due that was not taken waits for room in its lane, whose end wakes us, or for
+        # the probe of its circuit.
+        if ahead.due_in_s is None or ahead.due_in_s <= 0:
+            return poll_s
+        return min(poll_s, ahead.due_in_s)
+
+    async def _prepare(self) -> Outlook:
+        """Owe what is new or asked for again, a bounded part of it, and look what is due."""
+        async with self.pool.acquire() as connection:
+            before = await outbox.look(connection)
+            is_read = before.has_events and (await outbox.fan_out(connection))[0] > 0
+            if before.has_redeliveries:
+                await redeliveries.work(connection)
+            after = await outbox.look(connection) if is_read else before
+        metrics.WEBHOOK_CIRCUITS.labels(state="open").set(after.circuits_waiting)
+        metrics.WEBHOOK_CIRCUITS.labels(state="half_open").set(after.circuits_due)
+        # Events that another deliverer reads just now are not waited for.
+        return after if is_read else replace(after, has_events=False)
 
     async def _claim(self, now: datetime | None) -> list[Owed]:
         """Lease what there is room for. Each has entered its lane and has its secrets."""
@@ -98,32 +111,33 @@ class Deliverer:
             claimed = await outbox.claim(connection, room, now=moment)
             owed = [await self._with_secrets(connection, item) for item in claimed]
         for item in owed:
-            self.lanes.enter(item.host)
+            self.lanes.enter(item.lane)
         return owed
 
     async def _with_secrets(self, connection: Connection, owed: Owed) -> Owed:
         """The first callback of a tenant makes its secret."""
         if owed.secrets or owed.endpoint_id is not None:
             return owed
-        return replace(owed, secrets=(await endpoints.callback_secret(connection, owed.tenant_id),))
+        made = await callback_secrets.get(connection, owed.tenant_id)
+        return replace(owed, secrets=(made.secret,))
 
     async def _deliver(self, owed: Owed, now: datetime | None) -> None:
         """Send, and finish; whatever happens, the lane is left."""
-        timed_out = False
+        is_accepted = False
         try:
-            if owed.endpoint_disabled and owed.type != TEST_TYPE:
+            if owed.undeliverable is not None:
                 await self._finish(owed, None, now)
                 return
             async with self.pool.acquire() as connection:
                 moment = await outbox.database_now(connection, now)
-            answer = await send(self.client, owed, now=moment)
-            timed_out = answer.error_type == "timeout"
+            answer = await send(self.wire, owed, now=moment)
+            is_accepted = answer.is_success
             await self._finish(owed, answer, now)
         except _POSTPONED as error:
             # The lease ends by itself: the delivery comes back.
             log.warning("delivery_postponed", delivery_id=str(owed.id), error=str(error))
         finally:
-            self.lanes.leave(owed.host, timed_out=timed_out)
+            self.lanes.leave(owed.lane, is_accepted=is_accepted)
             self._freed.set()
 
     async def _finish(self, owed: Owed, answer: Answer | None, now: datetime | None) -> None:
@@ -151,23 +165,63 @@ class Deliverer:
                 await anyio.sleep(_FINISH_AGAIN_S)
 
     async def _record(self, owed: Owed, answer: Answer | None, now: datetime | None) -> str:
-        """One transaction: the outcome, its line in the log, and an endpoint that is gone."""
-        async with self.pool.acquire() as connection, connection.transaction():
-            moment = await outbox.database_now(connection, now)
-            if answer is None:
-                await outbox.discard(connection, owed, reason=DISABLED, now=moment)
-                return "discarded"
-            if answer.is_success:
-                await outbox.deliver(connection, owed, answer, now=moment)
-                return "delivered"
-            reason, due_at = self._verdict(owed, answer, moment)
-            if due_at is not None:
-                await outbox.retry(connection, owed, answer, due_at=due_at)
-                return "retried"
-            await outbox.bury(connection, owed, answer, reason=reason, now=moment)
-            if reason == outbox.GONE and owed.endpoint_id is not None:
-                await outbox.disable(connection, owed.endpoint_id, now=moment)
-            return "dead"
+        """One transaction: the outcome, its line in the log, and what it means for the lane.
+
+        An endpoint is disabled in one of its own, after it: a change of the endpoint locks it
+        before what is owed to it. Who dies in between leaves it to the next failure.
+        """
+        async with self.pool.acquire() as connection:
+            async with connection.transaction():
+                moment = await outbox.database_now(connection, now)
+                if answer is None:
+                    reason = owed.undeliverable or ""
+                    await outbox.discard(connection, owed, reason=reason, now=moment)
+                    return "discarded"
+                if answer.is_success:
+                    await outbox.deliver(connection, owed, answer, now=moment)
+                    await circuits.close(connection, _answering(owed))
+                    return "delivered"
+                reason, due_at = self._verdict(owed, answer, moment)
+                if due_at is not None:
+                    is_ours = await outbox.retry(connection, owed, answer, due_at=due_at)
+                else:
+                    is_ours = await outbox.bury(connection, owed, answer, reason=reason, now=moment)
+                circuit = await self._fail_lane(connection, owed, answer, moment, is_ours=is_ours)
+            if owed.endpoint_id is not None and (
+                told := self._judge(owed, answer, circuit, moment)
+            ):
+                await _disable(connection, owed.endpoint_id, told, now=moment)
+        return "dead" if due_at is None else "retried"
+
+    async def _fail_lane(
+        self,
+        connection: Connection,
+        owed: Owed,
+        answer: Answer,
+        now: datetime,
+        *,
+        is_ours: bool,
+    ) -> Circuit | None:
+        """Of an endpoint `Retry-After` holds back everything; a callback's speaks for itself."""
+        if not is_ours:
+            return None
+        asked_s = answer.retry_after_s if owed.endpoint_id is not None else None
+        return await circuits.fail(
+            connection, owed.lane, now=now, rng=self.rng, retry_after_s=asked_s or 0.0
+        )
+
+    def _judge(
+        self, owed: Owed, answer: Answer, circuit: Circuit | None, now: datetime
+    ) -> "_Disabling | None":
+        """Whether the endpoint says that it is gone, or nothing has reached it for days."""
+        if answer.status == HTTPStatus.GONE:
+            return _Disabling(outbox.GONE)
+        if circuit is None or owed.type == TEST_TYPE:
+            return None
+        lasts_s = (now - circuit.failing_since).total_seconds()
+        if circuit.failures < DISABLE_FAILURES_MIN or lasts_s < self.disable_after_s:
+            return None
+        return _Disabling(outbox.FAILING, circuit.failing_since)
 
     def _verdict(self, owed: Owed, answer: Answer, now: datetime) -> tuple[str, datetime | None]:
         """Why there is no further attempt, or when it is.
@@ -181,3 +235,35 @@ class Deliverer:
             return BLOCKED, None
         delay_s = backoff.delay_s(owed.failures + 1, self.rng, answer.retry_after_s)
         return EXHAUSTED, None if delay_s is None else now + timedelta(seconds=delay_s)
+
+
+@dataclass(frozen=True, slots=True)
+class _Disabling:
+    """Why an endpoint is disabled, and since when it has failed if that is why."""
+
+    reason: str
+    failing_since: datetime | None = None
+
+
+async def _disable(
+    connection: Connection, endpoint_id: UUID, why: _Disabling, *, now: datetime
+) -> None:
+    async with connection.transaction():
+        told = await outbox.disable(
+            connection,
+            endpoint_id,
+            reason=why.reason,
+            now=now,
+            failing_since=why.failing_since,
+        )
+        await circuits.close(connection, [circuits.lane_of(endpoint_id)])
+    if told is not None:
+        metrics.WEBHOOKS_DISABLED.labels(reason=why.reason).inc()
+        log.warning("webhook_disabled", webhook_id=str(endpoint_id), reason=why.reason)
+
+
+def _answering(owed: Owed) -> list[str]:
+    """The lanes that a success speaks for: a test's for those of its endpoint's events, too."""
+    if owed.type != TEST_TYPE or owed.endpoint_id is None:
+        return [owed.lane]
+    return [owed.lane, circuits.lane_of(owed.endpoint_id)]

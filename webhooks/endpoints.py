@@ -17,7 +17,7 @@ from runtime.egress import EgressDenied, EgressPolicy
 from runtime.ids import uuid7
 from runtime.postgres import Connection
 from runtime.sql import load_queries
-from webhooks import rows
+from webhooks import circuits, rows
 from webhooks.errors import EndpointChanged, EndpointNotFound, WebhookRefused
 from webhooks.model import EVENT_PATTERNS, TEST_TYPE, Endpoint
 from webhooks.sign import Secret
@@ -26,6 +26,7 @@ QUERIES = load_queries("webhooks")
 URL_LENGTH_MAX = 2048
 DESCRIPTION_LENGTH_MAX = 500
 ROTATION_OVERLAP_S = 86_400.0
+ROTATION_OVERLAP_MAX_S = 30 * 86_400.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +109,7 @@ async def update(
     version: int | None = None,
     now: datetime | None = None,
 ) -> Endpoint:
-    """Replace what the user asked for; `enabled` wakes an endpoint that 410 had disabled.
+    """Replace what the user asked for; `enabled` wakes an endpoint that was disabled.
 
     What is owed already goes to the new URL; with `version`, only if the endpoint still has it.
     Raises EndpointNotFound, WebhookRefused or EndpointChanged.
@@ -129,6 +130,8 @@ async def update(
         now,
     )
     await connection.execute(QUERIES["redirect_owed"], endpoint_id, spec.url)
+    # Another address, or somebody who says that it is mended: nothing is held against it.
+    await circuits.close(connection, [circuits.lane_of(endpoint_id)])
     return rows.endpoint(_found(row, endpoint_id))
 
 
@@ -137,6 +140,7 @@ async def delete(connection: Connection, tenant_id: TenantId, endpoint_id: UUID)
     row = await connection.fetchrow(QUERIES["delete_endpoint"], tenant_id, endpoint_id)
     _found(row, endpoint_id)
     await connection.execute(QUERIES["drop_owed"], endpoint_id)
+    await circuits.close(connection, [circuits.lane_of(endpoint_id)])
 
 
 async def rotate(
@@ -166,16 +170,6 @@ async def send_test(
         QUERIES["owe"], delivery_id, tenant_id, endpoint_id, endpoint.url, TEST_TYPE, data, now
     )
     return delivery_id
-
-
-async def callback_secret(connection: Connection, tenant_id: TenantId) -> Secret:
-    """The secret that signs the tenant's callbacks, made when first asked for."""
-    key = await connection.fetchval(QUERIES["get_callback_secret"], tenant_id)
-    if key is None:
-        fresh = Secret.generate()
-        await connection.execute(QUERIES["create_callback_secret"], tenant_id, fresh.key)
-        key = await connection.fetchval(QUERIES["get_callback_secret"], tenant_id)
-    return Secret(key)
 
 
 def _distinct(events: Sequence[str]) -> list[str]:

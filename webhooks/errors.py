@@ -3,6 +3,8 @@
 WebhookError
 ├── EndpointNotFound, DeliveryNotFound   no such id in this tenant
 ├── WebhookRefused                       a field is invalid; `pointer` names it
+├── EndpointDisabled                     nothing is sent to it: enable it first
+├── RedeliveryNotFound                   no such id in this tenant
 ├── EndpointChanged                      not the version that the caller read
 └── BadSecret, BadSignature              webhooks/sign.py
 """
@@ -37,6 +39,25 @@ class WebhookRefused(WebhookError):
         super().__init__(f"{pointer}: {detail}")
         self.pointer = pointer
         self.detail = detail
+
+
+class RedeliveryNotFound(WebhookError):
+    """No redelivery of this id in this tenant."""
+
+    def __init__(self, redelivery_id: UUID) -> None:
+        super().__init__(f"no redelivery {redelivery_id}")
+        self.redelivery_id = redelivery_id
+
+
+class EndpointDisabled(WebhookError):
+    """Nothing is sent to an endpoint that is disabled or deleted."""
+
+    def __init__(self, endpoint_id: UUID) -> None:
+        super().__init__(
+            f"the webhook {endpoint_id} is disabled or deleted: enable it first, by a PATCH with"
+            ' {"enabled": true}'
+        )
+        self.endpoint_id = endpoint_id
 
 
 class EndpointChanged(WebhookError):

@@ -1,48 +1,78 @@
-"""How many deliveries one process has under way, by receiver. Pure bookkeeping, no I/O.
+"""How many deliveries one process has under way, by lane. Pure bookkeeping, no I/O.
 
-A lane is a receiver's host. None takes more than its share, and one whose last request timed out
-gets a single place until it answers again: a receiver that hangs costs one place, not the process.
+A lane is as wide as its receiver has earned: one place at first, twice as many with each answer in
+time, one again after a failure. All lanes that have earned nothing share a part of the places, so
+that receivers that hang, however many, leave the others room.
 """
 
 from collections import Counter, OrderedDict
-
-from webhooks.outbox import Room
+from dataclasses import dataclass
 
 TOTAL = 128
-PER_HOST = 4
-SLOW_PER_HOST = 1
-SLOW_REMEMBERED_MAX = 10_000
+WIDTH_MAX = 8
+REMEMBERED_MAX = 4_000
+
+
+@dataclass(frozen=True, slots=True)
+class KnownLane:
+    """A lane that is wider than one place, or busy: how much of it is free."""
+
+    name: str
+    free: int
+    is_proven: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """What a claim may take: in all, and of lanes that have not proven themselves. Of a lane that
+    is not `known`, one.
+    """
+
+    total: int
+    unproven: int
+    known: tuple[KnownLane, ...] = ()
 
 
 class Lanes:
-    """The deliveries under way and the hosts that were slow last time."""
+    """The deliveries under way, and what each lane has earned."""
 
-    def __init__(self, total: int = TOTAL, per_host: int = PER_HOST) -> None:
+    def __init__(self, total: int = TOTAL, unproven: int | None = None) -> None:
         self._total = total
-        self._per_host = per_host
+        self._unproven = total // 2 if unproven is None else unproven
         self._under_way: Counter[str] = Counter()
-        self._slow: OrderedDict[str, None] = OrderedDict()
+        # Of proven lanes only: their width is at least two.
+        self._widths: OrderedDict[str, int] = OrderedDict()
 
     def room(self) -> Room:
         """What a claim may take now."""
-        hosts = {*self._under_way, *self._slow}
-        free = {host: max(0, self._limit(host) - self._under_way[host]) for host in hosts}
-        return Room(self._total - self._under_way.total(), self._per_host, free)
+        known = tuple(self._known(lane) for lane in {*self._under_way, *self._widths})
+        unproven = sum(
+            count for lane, count in self._under_way.items() if not self._is_proven(lane)
+        )
+        total = max(0, self._total - self._under_way.total())
+        return Room(total, max(0, min(total, self._unproven - unproven)), known)
 
-    def enter(self, host: str) -> None:
-        """A delivery to this host begins."""
-        self._under_way[host] += 1
+    def enter(self, lane: str) -> None:
+        """A delivery begins."""
+        self._under_way[lane] += 1
 
-    def leave(self, host: str, *, timed_out: bool) -> None:
-        """It ended; a host that let it time out is slow until it answers."""
-        self._under_way[host] -= 1
-        if not self._under_way[host]:
-            del self._under_way[host]
-        self._slow.pop(host, None)
-        if timed_out:
-            self._slow[host] = None
-            if len(self._slow) > SLOW_REMEMBERED_MAX:
-                self._slow.popitem(last=False)
+    def leave(self, lane: str, *, is_accepted: bool) -> None:
+        """It ended; the receiver took it or did not."""
+        self._under_way[lane] -= 1
+        if not self._under_way[lane]:
+            del self._under_way[lane]
+        width = self._widths.pop(lane, 1)
+        if is_accepted:
+            self._widths[lane] = min(2 * width, WIDTH_MAX)
+            if len(self._widths) > REMEMBERED_MAX:
+                self._widths.popitem(last=False)
 
-    def _limit(self, host: str) -> int:
-        return SLOW_PER_HOST if host in self._slow else self._per_host
+    def _known(self, lane: str) -> KnownLane:
+        free = max(0, self._width(lane) - self._under_way[lane])
+        return KnownLane(lane, free, self._is_proven(lane))
+
+    def _width(self, lane: str) -> int:
+        return self._widths.get(lane, 1)
+
+    def _is_proven(self, lane: str) -> bool:
+        return lane in self._widths

@@ -32,6 +32,10 @@ EVENT_PATTERNS = (
 )
 
 
+# What a delivery can be of.
+DELIVERY_TYPES = (*EVENT_TYPES, TEST_TYPE)
+
+
 class DeliveryState(StrEnum):
     """Where a delivery stands; only `redeliver` leaves the last two."""
 
@@ -42,7 +46,7 @@ class DeliveryState(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """A receiver of events. Disabled by its owner, or by itself (410)."""
+    """A receiver of events. Disabled by its owner, by itself (410), or after days of failures."""
 
     id: UUID
     tenant_id: TenantId
@@ -62,21 +66,22 @@ class Owed:
     """A claimed delivery. `attempt` is the fence: whoever does not hold it any more changes
     nothing.
 
-    `secrets` is empty for a callback of a tenant that has no secret yet.
+    `secrets` is empty for a callback of a tenant that has no secret yet. `undeliverable` says why
+    it is not to be sent at all.
     """
 
     id: UUID
     tenant_id: TenantId
     endpoint_id: UUID | None
     url: str
-    host: str
+    lane: str
     type: str
     occurred_at: datetime
     data: JsonObject
     attempt: int
     failures: int
     secrets: tuple[Secret, ...]
-    endpoint_disabled: bool
+    undeliverable: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,6 @@ Two deliverers never hold one row at once, and a dead one's rows come back when 
 the other way in: events are fanned out to the endpoints that want them. Sends nothing itself.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from uuid import UUID
@@ -13,29 +12,33 @@ from asyncpg import Record
 
 from jobs import events
 from jobs.events import NewEvent
-from jobs.model import JsonObject, TenantId
+from jobs.model import JsonObject
 from runtime.postgres import Connection
 from runtime.sql import load_queries
 from webhooks import rows
-from webhooks.errors import DeliveryNotFound
-from webhooks.model import Answer, Delivery, DeliveryAttempt, DeliveryState, Endpoint, Owed
+from webhooks.lanes import Room
+from webhooks.model import Answer, DeliveryState, Endpoint, Owed
 
 QUERIES = load_queries("webhooks")
+OUTBOX = load_queries("webhooks", "outbox")
 # Longer than a request may take and its outcome may wait for Postgres to come back.
 LEASE_S = 60.0
 FAN_OUT_PAGE = 1000
 GONE = "gone"
+FAILING = "failing"
 
 
 @dataclass(frozen=True, slots=True)
-class Room:
-    """How many rows a deliverer can take: in all, of a host by default, and of hosts it is busy
-    with.
+class Outlook:
+    """What there is to do. `due_in_s` is negative when something is due, None when nothing is owed;
+    of the open circuits some wait for their probe, of others it is due.
     """
 
-    total: int
-    per_host: int
-    free: Mapping[str, int]
+    has_events: bool
+    due_in_s: float | None
+    has_redeliveries: bool
+    circuits_waiting: int
+    circuits_due: int
 
 
 async def fan_out(
@@ -52,13 +55,14 @@ async def fan_out(
 async def claim(connection: Connection, room: Room, *, now: datetime) -> list[Owed]:
     """Lease what is due, at most what there is room for."""
     claimed = await connection.fetch(
-        QUERIES["claim_owed"],
+        OUTBOX["claim_owed"],
         now,
         room.total,
-        room.per_host,
-        list(room.free),
-        list(room.free.values()),
+        [lane.name for lane in room.known],
+        [lane.free for lane in room.known],
+        [lane.is_proven for lane in room.known],
         LEASE_S,
+        room.unproven,
     )
     return [rows.owed(row) for row in claimed]
 
@@ -73,7 +77,7 @@ async def retry(connection: Connection, owed: Owed, answer: Answer, *, due_at: d
     """The receiver did not accept: due again. False when the lease had passed to another."""
     await _log(connection, owed, answer)
     return (
-        await connection.fetchval(QUERIES["retry_owed"], owed.id, owed.attempt, due_at) is not None
+        await connection.fetchval(OUTBOX["retry_owed"], owed.id, owed.attempt, due_at) is not None
     )
 
 
@@ -85,71 +89,38 @@ async def bury(
     return await _finish(connection, owed, reason, now, failures=1)
 
 
-async def discard(connection: Connection, owed: Owed, *, reason: str, now: datetime) -> bool:
-    """A dead letter without an attempt: the endpoint was disabled meanwhile."""
-    return await _finish(connection, owed, reason, now, failures=0)
+async def discard(connection: Connection, owed: Owed, *, reason: str, now: datetime) -> int:
+    """Dead letters without an attempt, this one and up to a thousand of its endpoint's: that is
+    disabled or deleted. Answers how many.
+    """
+    gone = await connection.fetch(
+        OUTBOX["discard_owed"], owed.id, owed.attempt, owed.endpoint_id, reason, now
+    )
+    return len(gone)
 
 
-async def disable(connection: Connection, endpoint_id: UUID, *, now: datetime) -> Endpoint | None:
-    """Disable an endpoint that said 410, and tell; None when it was disabled or deleted already."""
-    row = await connection.fetchrow(QUERIES["disable_endpoint"], endpoint_id, now, GONE)
+async def disable(
+    connection: Connection,
+    endpoint_id: UUID,
+    *,
+    reason: str,
+    now: datetime,
+    failing_since: datetime | None = None,
+) -> Endpoint | None:
+    """Disable an endpoint, and tell; None when it was disabled or deleted already."""
+    row = await connection.fetchrow(QUERIES["disable_endpoint"], endpoint_id, now, reason)
     if row is None:
         return None
     endpoint = rows.endpoint(row)
     data: JsonObject = {
         "endpoint_id": str(endpoint.id),
         "url": endpoint.url,
-        "reason": GONE,
+        "reason": reason,
+        "failing_since": None if failing_since is None else failing_since.isoformat(),
         "links": {"webhook": f"/v1/webhooks/{endpoint.id}"},
     }
     await events.add(connection, [NewEvent(endpoint.tenant_id, "webhook.disabled", data)])
     return endpoint
-
-
-async def deliveries(
-    connection: Connection,
-    tenant_id: TenantId,
-    *,
-    endpoint_id: UUID | None = None,
-    state: DeliveryState | None = None,
-    before: Delivery | tuple[datetime, UUID] | None = None,
-    limit: int = 100,
-) -> list[Delivery]:
-    """Deliveries, newest first: those older than `before`, (occurred_at, id) of a page's last
-    one.
-    """
-    at, id_ = (
-        (before.occurred_at, before.id) if isinstance(before, Delivery) else before or (None, None)
-    )
-    found = await connection.fetch(
-        QUERIES["list_deliveries"], tenant_id, endpoint_id, state, at, id_, limit
-    )
-    return [rows.delivery(row) for row in found]
-
-
-async def get_delivery(
-    connection: Connection, tenant_id: TenantId, delivery_id: UUID
-) -> tuple[Delivery, list[DeliveryAttempt]]:
-    """Read one delivery and its log, oldest attempt first. Raises DeliveryNotFound."""
-    row = await connection.fetchrow(QUERIES["get_delivery"], tenant_id, delivery_id)
-    if row is None:
-        raise DeliveryNotFound(delivery_id)
-    log = await connection.fetch(QUERIES["list_attempts"], tenant_id, delivery_id)
-    return rows.delivery(row), [rows.attempt(line) for line in log]
-
-
-async def redeliver(
-    connection: Connection, tenant_id: TenantId, delivery_id: UUID, *, now: datetime | None = None
-) -> Delivery:
-    """Owe a delivery again at once, under the same webhook-id and with a fresh budget of attempts.
-
-    One that is being sent right now is left alone. Raises DeliveryNotFound.
-    """
-    owed = await connection.fetchval(QUERIES["owe_again"], tenant_id, delivery_id, now)
-    if owed is None:
-        await connection.execute(QUERIES["hasten"], tenant_id, delivery_id, now)
-    delivery, _ = await get_delivery(connection, tenant_id, delivery_id)
-    return delivery
 
 
 async def database_now(connection: Connection, now: datetime | None = None) -> datetime:
@@ -158,19 +129,19 @@ async def database_now(connection: Connection, now: datetime | None = None) -> d
     return moment
 
 
-async def next_owed_in_s(connection: Connection, now: datetime | None = None) -> float | None:
-    """Seconds until something is due (negative: it is); None when nothing is owed."""
-    seconds: float | None = await connection.fetchval(QUERIES["next_owed_in_s"], now)
-    return seconds
-
-
-async def prune(connection: Connection, *, before: datetime, limit: int = 10_000) -> int:
-    """Forget up to `limit` finished deliveries and as many lines of the log; answers how many."""
-    gone = [
-        await connection.execute(QUERIES[name], before, limit)
-        for name in ("prune_deliveries", "prune_attempts")
-    ]
-    return sum(int(status.rpartition(" ")[2]) for status in gone)
+async def look(connection: Connection, now: datetime | None = None) -> Outlook:
+    """What there is to do; changes nothing."""
+    row = await connection.fetchrow(OUTBOX["look"], now)
+    if row is None:
+        detail = "a SELECT of one row answered none"
+        raise RuntimeError(detail)
+    return Outlook(
+        has_events=row["has_events"],
+        due_in_s=row["due_in_s"],
+        has_redeliveries=row["has_redeliveries"],
+        circuits_waiting=row["waiting"],
+        circuits_due=row["due"],
+    )
 
 
 async def _finish(
@@ -178,14 +149,14 @@ async def _finish(
 ) -> bool:
     state = DeliveryState.DELIVERED if reason is None else DeliveryState.DEAD
     finished: Record | None = await connection.fetchrow(
-        QUERIES["finish_owed"], owed.id, owed.attempt, failures, state, reason, now
+        OUTBOX["finish_owed"], owed.id, owed.attempt, failures, state, reason, now
     )
     return finished is not None
 
 
 async def _log(connection: Connection, owed: Owed, answer: Answer) -> None:
     await connection.execute(
-        QUERIES["log_attempt"],
+        OUTBOX["log_attempt"],
         owed.id,
         owed.attempt,
         owed.tenant_id,

@@ -1,18 +1,22 @@
 """One delivery's request: its body, its signature, and what came of it. Knows no database.
 
 Redirects are not followed, and a few kilobytes of the answer are read, undecoded: no receiver leads
-a delivery elsewhere, fills the memory, or holds it longer than the time-out.
+a delivery elsewhere, fills the memory, or holds it longer than the time-out. Once its head has come
+the receiver has decided: a body that drips or never ends changes nothing.
 """
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from http import HTTPStatus
 from ipaddress import ip_address
+from itertools import islice
 
 import anyio
+import httpcore
 import httpx
 import orjson
 
@@ -20,8 +24,11 @@ from jobs.model import JsonObject
 from runtime.egress import EgressDenied
 from webhooks.model import Answer, Owed
 from webhooks.sign import headers as signed_headers
+from webhooks.wire import Wire, note_addresses
 
 TIMEOUT_S = 15.0
+BODY_WITHIN_S = 2.0
+BODY_PARTS_MAX = 64
 BODY_READ_MAX = 16 * 1024
 BODY_KEPT_MAX = 4 * 1024
 HEADERS_KEPT_MAX = 40
@@ -64,7 +71,7 @@ def _links(type_: str, data: JsonObject) -> dict[str, str]:
     return {name: f"{PATHS[name]}{id_}" for name, id_ in named.items() if id_ is not None}
 
 
-async def send(client: httpx.AsyncClient, owed: Owed, *, now: datetime) -> Answer:
+async def send(wire: Wire, owed: Owed, *, now: datetime) -> Answer:
     """Send one signed request and tell what came of it; raises nothing that a receiver can
     cause.
     """
@@ -76,7 +83,7 @@ async def send(client: httpx.AsyncClient, owed: Owed, *, now: datetime) -> Answe
         **signed_headers(owed.secrets, str(owed.id), now, body),
     }
     started = time.perf_counter()
-    told = await _told(client, owed.url, headers, body, now=now)
+    told = await _told(wire, owed.url, headers, body, now=now)
     return Answer(
         started_at=now,
         duration_s=time.perf_counter() - started,
@@ -93,70 +100,113 @@ async def send(client: httpx.AsyncClient, owed: Owed, *, now: datetime) -> Answe
 
 
 async def _told(
-    client: httpx.AsyncClient, url: str, headers: dict[str, str], body: bytes, *, now: datetime
+    wire: Wire, url: str, headers: dict[str, str], body: bytes, *, now: datetime
 ) -> _Told:
-    try:
-        with anyio.fail_after(TIMEOUT_S):
-            return await _exchange(client, url, headers, body, now=now)
-    except EgressDenied as error:
-        return _Told(error_type=BLOCKED, error_detail=str(error))
-    except (TimeoutError, httpx.TimeoutException):
-        return _Told(error_type="timeout", error_detail=f"no answer within {TIMEOUT_S:g} s")
-    except httpx.ConnectError as error:
-        return _Told(error_type="unreachable", error_detail=_clean(str(error)))
-    except httpx.HTTPError as error:
-        return _Told(error_type="protocol", error_detail=_clean(f"{type(error).__name__}: {error}"))
-    except (httpx.InvalidURL, ValueError) as error:
-        return _Told(error_type="bad_url", error_detail=_clean(str(error)))
+    async with note_addresses() as addresses:
+        try:
+            with anyio.fail_after(TIMEOUT_S):
+                return await _exchange(wire, url, headers, body, now=now)
+        except EgressDenied as error:
+            # Not where the name leads: that would make a resolver of the inner network.
+            return _Told(error_type=BLOCKED, error_detail=str(error))
+        except _FAILURES as error:
+            error_type, detail = _explain(error)
+            address = addresses[0] if addresses else _literal(url)
+            return _Told(address=address, error_type=error_type, error_detail=_clean(detail))
+
+
+_FAILURES = (
+    TimeoutError,
+    httpcore.TimeoutException,
+    httpcore.NetworkError,
+    httpcore.ProtocolError,
+    httpcore.UnsupportedProtocol,
+    # TLS that breaks after the handshake comes as it is; a URL that is none as one of the two.
+    OSError,
+    httpx.InvalidURL,
+    ValueError,
+)
+
+
+def _explain(error: Exception) -> tuple[str, str]:
+    """The word for a failure in the log, and what it was."""
+    match error:
+        case TimeoutError() | httpcore.TimeoutException():
+            return "timeout", f"no answer within {TIMEOUT_S:g} s"
+        case httpcore.ConnectError():
+            return "unreachable", str(error)
+        case OSError() | httpcore.NetworkError() | httpcore.ProtocolError():
+            return "protocol", f"{type(error).__name__}: {error}"
+        case _:
+            return "bad_url", str(error)
 
 
 async def _exchange(
-    client: httpx.AsyncClient, url: str, headers: dict[str, str], body: bytes, *, now: datetime
+    wire: Wire, url: str, headers: dict[str, str], body: bytes, *, now: datetime
 ) -> _Told:
-    async with client.stream("POST", url, headers=headers, content=body) as response:
+    async with wire.post(url, headers, body, timeout_s=TIMEOUT_S) as response:
         # Before the body: a connection that has been closed knows its peer no more.
         address = _address(response)
         read = await _read(response)
-    error_type, detail = _judge(response)
+    told = dict(_texts(response))
+    error_type, detail = _judge(response.status)
     return _Told(
         address=address,
-        status=response.status_code,
+        status=response.status,
         headers=_kept_headers(response),
         body=_clean(read[:BODY_KEPT_MAX].decode("utf-8", "replace")),
         error_type=error_type,
         error_detail=detail,
-        retry_after_s=retry_after_s(response.headers.get("retry-after"), now),
+        retry_after_s=retry_after_s(told.get("retry-after"), now),
     )
 
 
-async def _read(response: httpx.Response) -> bytes:
+async def _read(response: httpcore.Response) -> bytes:
     """The beginning of the body, as it came; what is left is dropped with the connection."""
     read = bytearray()
-    async for part in response.aiter_raw():
-        read += part[: BODY_READ_MAX - len(read)]
-        if len(read) >= BODY_READ_MAX:
-            break
+    with anyio.move_on_after(BODY_WITHIN_S):
+        try:
+            parts = 0
+            async for part in response.aiter_stream():
+                read += part[: BODY_READ_MAX - len(read)]
+                parts += 1
+                if len(read) >= BODY_READ_MAX or parts == BODY_PARTS_MAX:
+                    break
+        except (httpcore.NetworkError, httpcore.ProtocolError, httpcore.TimeoutException, OSError):
+            pass  # the head has come: its status stands
     return bytes(read)
 
 
-def _judge(response: httpx.Response) -> tuple[str | None, str | None]:
-    status = response.status_code
-    if response.is_success:
+def _judge(status: int) -> tuple[str | None, str | None]:
+    if HTTPStatus.OK <= status < HTTPStatus.MULTIPLE_CHOICES:
         return None, None
-    if response.is_redirect:
+    if HTTPStatus.MULTIPLE_CHOICES <= status < HTTPStatus.BAD_REQUEST:
         return "redirected", f"answered {status}; redirects are not followed: give the final URL"
     return "refused", f"answered {status}"
 
 
-def _address(response: httpx.Response) -> str | None:
+def _address(response: httpcore.Response) -> str | None:
     """The address that was really connected to, after the guard had judged it."""
     stream = response.extensions.get("network_stream")
     address = stream.get_extra_info("server_addr") if stream is not None else None
     return None if address is None else f"{ip_address(address[0])}"
 
 
-def _kept_headers(response: httpx.Response) -> dict[str, str]:
-    items = list(response.headers.items())[:HEADERS_KEPT_MAX]
+def _literal(url: str) -> str | None:
+    """The address of a URL that is written with one."""
+    try:
+        return f"{ip_address(httpx.URL(url).host)}"
+    except (httpx.InvalidURL, ValueError):
+        return None
+
+
+def _texts(response: httpcore.Response) -> Iterator[tuple[str, str]]:
+    for name, value in response.headers:
+        yield name.decode("latin-1").lower(), value.decode("latin-1")
+
+
+def _kept_headers(response: httpcore.Response) -> dict[str, str]:
+    items = islice(_texts(response), HEADERS_KEPT_MAX)
     return {_clean(name): _clean(value[:HEADER_KEPT_MAX]) for name, value in items}
 
 

@@ -31,14 +31,14 @@ def owed(row: Record) -> Owed:
         tenant_id=TenantId(row["tenant_id"]),
         endpoint_id=row["endpoint_id"],
         url=row["url"],
-        host=row["host"],
+        lane=row["lane"],
         type=row["type"],
         occurred_at=row["occurred_at"],
         data=row["data"],
         attempt=row["attempt"],
         failures=row["failures"],
         secrets=_secrets(row),
-        endpoint_disabled=row["endpoint_disabled"],
+        undeliverable=row["undeliverable"],
     )
 
 

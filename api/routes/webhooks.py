@@ -1,6 +1,4 @@
-"""/v1/webhooks, /v1/deliveries and /v1/callback-secret: who is told of what, and what became of
-it.
-"""
+"""/v1/webhooks and /v1/callback-secret: who is told of what, and by which secrets they know us."""
 
 from datetime import datetime
 from typing import Annotated
@@ -16,16 +14,22 @@ from api.errors import ProblemType
 from api.job_requests import RequestModel
 from api.openapi import problems
 from api.routing import router as make_router
-from api.views import AnyObject, Page, View
+from api.views import Page, View
 from jobs.kinds import Text, Url
-from webhooks import endpoints, outbox
-from webhooks.endpoints import DESCRIPTION_LENGTH_MAX, EndpointSpec
-from webhooks.model import EVENT_PATTERNS, Delivery, DeliveryAttempt, DeliveryState, Endpoint
+from webhooks import callback_secrets, circuits, endpoints
+from webhooks.callback_secrets import CallbackSecret
+from webhooks.circuits import Circuit
+from webhooks.endpoints import (
+    DESCRIPTION_LENGTH_MAX,
+    ROTATION_OVERLAP_MAX_S,
+    ROTATION_OVERLAP_S,
+    EndpointSpec,
+)
+from webhooks.model import EVENT_PATTERNS, Endpoint
 
 router = make_router("webhooks")
 
 WebhookId = Annotated[UUID, Path(description="The webhook's id.")]
-DeliveryId = Annotated[UUID, Path(description="The delivery's id, which is its `webhook-id`.")]
 Events = Annotated[
     list[Annotated[Text, Field(max_length=64, json_schema_extra={"enum": list(EVENT_PATTERNS)})]],
     Field(min_length=1, max_length=32),
@@ -57,8 +61,19 @@ class WebhookPatch(RequestModel):
     enabled: bool | None = None
 
 
+class CircuitView(View):
+    """What is held against a webhook whose last attempt failed. While it is open, one delivery at a
+    time probes the receiver, the next one at `probe_at`.
+    """
+
+    is_open: bool
+    failures: int
+    failing_since: datetime
+    probe_at: datetime | None
+
+
 class WebhookView(View):
-    """A receiver of events."""
+    """A receiver of events; `circuit` is null while it answers."""
 
     id: UUID
     url: str
@@ -68,6 +83,7 @@ class WebhookView(View):
     disabled_at: datetime | None
     disabled_reason: str | None
     previous_secret_until: datetime | None
+    circuit: CircuitView | None
     version: int
     created_at: datetime
     updated_at: datetime
@@ -81,45 +97,20 @@ class WebhookWithSecret(WebhookView):
 
 
 class SecretView(View):
-    """The secret that signs the tenant's callbacks (`callback_url`)."""
+    """The secret that signs the tenant's callbacks (`callback_url`), and until when the one before
+    it signs along.
+    """
 
     secret: str
+    previous_secret_until: datetime | None
 
 
-class DeliveryView(View):
-    """One event for one receiver. `due_at` is the next attempt of a pending one."""
+class RotateRequest(RequestModel):
+    """How long the old secret signs beside the new one; 0 ends it at once, as when it leaked."""
 
-    id: UUID
-    webhook_id: UUID | None
-    url: str
-    type: str
-    state: DeliveryState
-    attempt: int
-    failures: int
-    reason: str | None
-    occurred_at: datetime
-    due_at: datetime | None
-    finished_at: datetime | None
-    data: AnyObject
-
-
-class DeliveryAttemptView(View):
-    """One attempt to deliver: what was answered, or why nothing was."""
-
-    attempt: int
-    url: str
-    started_at: datetime
-    duration_s: float
-    status: int | None
-    error_type: str | None
-    error_detail: str | None
-    response_body: str | None
-
-
-class DeliveryWithLog(DeliveryView):
-    """A delivery and its attempts, oldest first."""
-
-    attempts: list[DeliveryAttemptView]
+    overlap_s: Annotated[
+        float, Field(ge=0, le=ROTATION_OVERLAP_MAX_S, allow_inf_nan=False, strict=False)
+    ] = ROTATION_OVERLAP_S
 
 
 class TestView(View):
@@ -130,7 +121,10 @@ class TestView(View):
 
 @router.post("/webhooks", status_code=status.HTTP_201_CREATED)
 async def create_webhook(
-    services: WithServices, principal: Operator, webhook: WebhookRequest, response: Response
+    services: WithServices,
+    principal: Operator,
+    webhook: WebhookRequest,
+    response: Response,
 ) -> WebhookWithSecret:
     """Make a webhook, told of what happens from now on; its secret is shown once."""
     spec = EndpointSpec(webhook.url, tuple(webhook.events), webhook.description, webhook.enabled)
@@ -152,8 +146,9 @@ async def list_webhooks(
         found = await endpoints.list_endpoints(
             connection, principal.tenant_id, after=after, limit=limit
         )
+        held = await circuits.of_endpoints(connection, [endpoint.id for endpoint in found])
     return Page[WebhookView](
-        data=[_view(endpoint) for endpoint in found],
+        data=[_view(endpoint, held.get(endpoint.id)) for endpoint in found],
         next_cursor=paging.next_cursor("webhooks", found, limit, lambda row: row.id),
     )
 
@@ -164,14 +159,19 @@ async def get_webhook(
 ) -> WebhookView:
     """A webhook, without its secret."""
     async with services.connection() as connection:
-        return _view(await endpoints.get(connection, principal.tenant_id, webhook_id))
+        found = await endpoints.get(connection, principal.tenant_id, webhook_id)
+        held = await circuits.of_endpoints(connection, [found.id])
+    return _view(found, held.get(found.id))
 
 
 @router.patch("/webhooks/{webhook_id}", responses=problems(ProblemType.NOT_FOUND))
 async def change_webhook(
-    services: WithServices, principal: Operator, webhook_id: WebhookId, patch: WebhookPatch
+    services: WithServices,
+    principal: Operator,
+    webhook_id: WebhookId,
+    patch: WebhookPatch,
 ) -> WebhookView:
-    """Change a webhook; what is owed to it goes to the new URL."""
+    """Change a webhook; what is owed to it goes to the new URL, and nothing is held against it."""
     async with services.transaction() as connection:
         old = await endpoints.get(connection, principal.tenant_id, webhook_id)
         spec = EndpointSpec(
@@ -202,11 +202,17 @@ async def delete_webhook(
 
 @router.post("/webhooks/{webhook_id}/rotate", responses=problems(ProblemType.NOT_FOUND))
 async def rotate_webhook(
-    services: WithServices, principal: Operator, webhook_id: WebhookId
+    services: WithServices,
+    principal: Operator,
+    webhook_id: WebhookId,
+    sent: RotateRequest | None = None,
 ) -> WebhookWithSecret:
-    """Make a new secret, shown once; the old one signs beside it for a day."""
+    """Make a new secret, shown once; the old one signs beside it for a day, or for `overlap_s`."""
+    overlap_s = (sent or RotateRequest()).overlap_s
     async with services.transaction() as connection:
-        changed, secret = await endpoints.rotate(connection, principal.tenant_id, webhook_id)
+        changed, secret = await endpoints.rotate(
+            connection, principal.tenant_id, webhook_id, overlap_s=overlap_s
+        )
     return WebhookWithSecret(**_view(changed).model_dump(), secret=secret.text)
 
 
@@ -225,74 +231,28 @@ async def test_webhook(
         )
 
 
-@router.get("/webhooks/{webhook_id}/deliveries", responses=problems(ProblemType.NOT_FOUND))
-async def list_deliveries(
-    services: WithServices,
-    principal: Reader,
-    webhook_id: WebhookId,
-    state: DeliveryState | None = None,
-    cursor: Cursor = None,
-    limit: Limit = LIST_DEFAULT,
-) -> Page[DeliveryView]:
-    """What was and is to be delivered, newest first."""
-    before = paging.decode("deliveries", cursor, _place)
-    async with services.connection() as connection:
-        await endpoints.get(connection, principal.tenant_id, webhook_id)
-        found = await outbox.deliveries(
-            connection,
-            principal.tenant_id,
-            endpoint_id=webhook_id,
-            state=state,
-            before=before,
-            limit=limit,
-        )
-    return Page[DeliveryView](
-        data=[_delivery_view(delivery) for delivery in found],
-        next_cursor=paging.next_cursor(
-            "deliveries", found, limit, lambda row: f"{row.occurred_at.isoformat()}/{row.id}"
-        ),
-    )
-
-
-@router.get("/deliveries/{delivery_id}", responses=problems(ProblemType.NOT_FOUND))
-async def get_delivery(
-    services: WithServices, principal: Reader, delivery_id: DeliveryId
-) -> DeliveryWithLog:
-    """A delivery and its attempts."""
-    async with services.connection() as connection:
-        found, log = await outbox.get_delivery(connection, principal.tenant_id, delivery_id)
-    attempts = [_attempt_view(attempt) for attempt in log]
-    return DeliveryWithLog(**_delivery_view(found).model_dump(), attempts=attempts)
-
-
-@router.post(
-    "/deliveries/{delivery_id}/redeliver",
-    status_code=status.HTTP_202_ACCEPTED,
-    responses=problems(ProblemType.NOT_FOUND),
-)
-async def redeliver(
-    services: WithServices, principal: Operator, delivery_id: DeliveryId
-) -> DeliveryView:
-    """Deliver again at once, under the same `webhook-id` and with a fresh budget of attempts."""
-    async with services.transaction() as connection:
-        return _delivery_view(await outbox.redeliver(connection, principal.tenant_id, delivery_id))
-
-
 @router.get("/callback-secret")
 async def get_callback_secret(services: WithServices, principal: Operator) -> SecretView:
     """The secret by which the tenant's callbacks can be verified."""
     async with services.transaction() as connection:
-        return SecretView(
-            secret=(await endpoints.callback_secret(connection, principal.tenant_id)).text
-        )
+        found = await callback_secrets.get(connection, principal.tenant_id)
+    return _secret_view(found)
 
 
-def _place(text: str) -> tuple[datetime, UUID]:
-    at, _, delivery_id = text.partition("/")
-    return paging.moment(at), UUID(delivery_id)
+@router.post("/callback-secret/rotate")
+async def rotate_callback_secret(
+    services: WithServices,
+    principal: Operator,
+    sent: RotateRequest | None = None,
+) -> SecretView:
+    """Make a new secret for the tenant's callbacks; the old one signs beside it for a while."""
+    overlap_s = (sent or RotateRequest()).overlap_s
+    async with services.transaction() as connection:
+        found = await callback_secrets.rotate(connection, principal.tenant_id, overlap_s=overlap_s)
+    return _secret_view(found)
 
 
-def _view(endpoint: Endpoint) -> WebhookView:
+def _view(endpoint: Endpoint, circuit: Circuit | None = None) -> WebhookView:
     path = f"/v1/webhooks/{endpoint.id}"
     return WebhookView(
         id=endpoint.id,
@@ -303,6 +263,7 @@ def _view(endpoint: Endpoint) -> WebhookView:
         disabled_at=endpoint.disabled_at,
         disabled_reason=endpoint.disabled_reason,
         previous_secret_until=endpoint.previous_secret_until,
+        circuit=None if circuit is None else _circuit_view(circuit),
         version=endpoint.version,
         created_at=endpoint.created_at,
         updated_at=endpoint.updated_at,
@@ -310,32 +271,14 @@ def _view(endpoint: Endpoint) -> WebhookView:
     )
 
 
-def _delivery_view(delivery: Delivery) -> DeliveryView:
-    return DeliveryView(
-        id=delivery.id,
-        webhook_id=delivery.endpoint_id,
-        url=delivery.url,
-        type=delivery.type,
-        state=delivery.state,
-        attempt=delivery.attempt,
-        failures=delivery.failures,
-        reason=delivery.reason,
-        occurred_at=delivery.occurred_at,
-        due_at=delivery.due_at,
-        finished_at=delivery.finished_at,
-        data=dict(delivery.data),
+def _circuit_view(circuit: Circuit) -> CircuitView:
+    return CircuitView(
+        is_open=circuit.probe_at is not None,
+        failures=circuit.failures,
+        failing_since=circuit.failing_since,
+        probe_at=circuit.probe_at,
     )
 
 
-def _attempt_view(attempt: DeliveryAttempt) -> DeliveryAttemptView:
-    answer = attempt.answer
-    return DeliveryAttemptView(
-        attempt=attempt.attempt,
-        url=attempt.url,
-        started_at=answer.started_at,
-        duration_s=answer.duration_s,
-        status=answer.status,
-        error_type=answer.error_type,
-        error_detail=answer.error_detail,
-        response_body=answer.response_body,
-    )
+def _secret_view(found: CallbackSecret) -> SecretView:
+    return SecretView(secret=found.secret.text, previous_secret_until=found.previous_until)

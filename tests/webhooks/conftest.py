@@ -10,15 +10,29 @@ import pytest
 
 from jobs.model import DEFAULT_TENANT, JsonObject, TenantId
 from runtime.egress import EgressPolicy
-from runtime.postgres import Pool
-from webhooks import endpoints, outbox
-from webhooks.deliver import Deliverer, open_client
+from runtime.postgres import Connection, Pool
+from webhooks import callback_secrets, deliveries, endpoints
+from webhooks.deliver import Deliverer
 from webhooks.endpoints import EndpointSpec
 from webhooks.lanes import Lanes
 from webhooks.model import Delivery, DeliveryAttempt, Endpoint
 from webhooks.sign import Secret
+from webhooks.wire import Wire
 
 LOCAL = EgressPolicy(("127.0.0.0/8",))
+
+
+async def owe_event(
+    connection: Connection, endpoint: Endpoint, *, now: datetime | None = None
+) -> UUID:
+    """An event, as the fan-out writes it."""
+    found: UUID = await connection.fetchval(
+        "INSERT INTO outbox (tenant_id, endpoint_id, url, type, data, occurred_at, due_at)"
+        " VALUES ($1, $2, $3, 'job.failed', '{}', coalesce($4, now()), coalesce($4, now()))"
+        " RETURNING id",
+        endpoint.tenant_id, endpoint.id, endpoint.url, now,
+    )  # fmt: skip
+    return found
 
 
 @dataclass(slots=True)
@@ -28,9 +42,9 @@ class Post:
     pool: Pool
     deliverer: Deliverer
 
-    def another(self, *, total: int = 128, per_host: int = 4) -> Deliverer:
+    def another(self, *, total: int = 128) -> Deliverer:
         """One more deliverer, as of another process."""
-        return Deliverer(self.pool, self.deliverer.client, random.Random(2), Lanes(total, per_host))
+        return Deliverer(self.pool, self.deliverer.wire, rng=random.Random(2), lanes=Lanes(total))
 
     async def owe(
         self, url: str, *, tenant_id: TenantId = DEFAULT_TENANT, now: datetime | None = None
@@ -57,14 +71,15 @@ class Post:
 
     async def get(self, delivery_id: UUID) -> tuple[Delivery, list[DeliveryAttempt]]:
         async with self.pool.acquire() as connection:
-            return await outbox.get_delivery(connection, DEFAULT_TENANT, delivery_id)
+            return await deliveries.get(connection, DEFAULT_TENANT, delivery_id)
 
     async def callback_secret(self) -> Secret:
         async with self.pool.acquire() as connection:
-            return await endpoints.callback_secret(connection, DEFAULT_TENANT)
+            return (await callback_secrets.get(connection, DEFAULT_TENANT)).secret
 
 
 @pytest.fixture
 async def post(db: Pool) -> AsyncIterator[Post]:
-    async with open_client(LOCAL) as client:
-        yield Post(db, Deliverer(db, client, random.Random(1)))
+    wire = Wire(LOCAL)
+    yield Post(db, Deliverer(db, wire, rng=random.Random(1)))
+    await wire.aclose()

@@ -42,10 +42,13 @@ async def hang(_: anyio.abc.SocketStream) -> None:
 
 @dataclass(slots=True)
 class Receiver:
-    """Answers with what is next in `answers`, the last one again and again."""
+    """Answers with what is next in `answers`, the last one again and again; to paths that end in
+    one of `paths`, always with that.
+    """
 
     url: str
     answers: list[Answer]
+    paths: dict[str, Answer] = field(default_factory=dict)
     requests: list[Request] = field(default_factory=list)
     open: int = 0
     open_most: int = 0
@@ -60,9 +63,10 @@ class Receiver:
                 name.lower(): value.strip() for name, _, value in (x.partition(":") for x in lines)
             }
             body = await buffered.receive_exactly(int(headers["content-length"]))
-            self.requests.append(Request(first.split()[1], headers, body))
+            path = first.split()[1]
+            self.requests.append(Request(path, headers, body))
             self._seen.set()
-            answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
+            answer = self._answer(path)
             self.open += 1
             self.open_most = max(self.open, self.open_most)
             try:
@@ -71,6 +75,12 @@ class Receiver:
                 pass  # the sender has heard enough
             finally:
                 self.open -= 1
+
+    def _answer(self, path: str) -> Answer:
+        special = [answer for end, answer in self.paths.items() if path.endswith(end)]
+        if special:
+            return special[0]
+        return self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
 
     async def until(self, count: int) -> None:
         """Return when so many requests have come."""
@@ -81,14 +91,16 @@ class Receiver:
 
 
 @asynccontextmanager
-async def receiver(*answers: Answer, host: str = "127.0.0.1") -> AsyncIterator[Receiver]:
-    """Listen on a free port; each host name of 127.0.0.0/8 is a lane of its own."""
+async def receiver(
+    *answers: Answer, host: str = "127.0.0.1", paths: dict[str, Answer] | None = None
+) -> AsyncIterator[Receiver]:
+    """Listen on a free port."""
     async with (
         await anyio.create_tcp_listener(local_host=host, local_port=0) as listener,
         anyio.create_task_group() as group,
     ):
         port = listener.extra(anyio.abc.SocketAttribute.local_port)  # noqa: S610 - not Django
-        found = Receiver(f"http://{host}:{port}/hook", list(answers) or [reply()])
+        found = Receiver(f"http://{host}:{port}/hook", list(answers) or [reply()], paths or {})
         group.start_soon(listener.serve, found.handle)
         yield found
         group.cancel_scope.cancel()

@@ -5,8 +5,16 @@ from datetime import UTC, datetime
 
 import pytest
 
-from webhooks.backoff import DELAYS_S, JITTER, delay_s
-from webhooks.lanes import Lanes
+from webhooks.backoff import (
+    DELAYS_S,
+    JITTER,
+    OPEN_AFTER,
+    PROBE_FIRST_S,
+    PROBE_LAST_S,
+    delay_s,
+    probe_in_s,
+)
+from webhooks.lanes import KnownLane, Lanes, Room
 from webhooks.request import retry_after_s
 
 NOON = datetime(2026, 5, 1, 12, tzinfo=UTC)
@@ -51,18 +59,41 @@ def test_retry_after_is_read_and_bounded(value: str | None, seconds: float | Non
     assert retry_after_s(value, NOON) == seconds
 
 
-def test_a_host_has_its_share_and_a_slow_one_a_single_place() -> None:
-    lanes = Lanes(total=10, per_host=4)
+@pytest.mark.parametrize("failures", [0, 1, OPEN_AFTER - 1])
+def test_a_circuit_is_closed_until_enough_failures_unless_the_receiver_asks(failures: int) -> None:
+    rng = random.Random(1)
+    assert probe_in_s(failures, rng) is None
+    assert probe_in_s(failures, rng, 30.0) == 30.0
+
+
+def test_probes_double_up_to_their_limit() -> None:
+    rng = random.Random(1)
+    pauses = [probe_in_s(OPEN_AFTER + n, rng) or 0.0 for n in range(2000)]
+    assert PROBE_FIRST_S <= pauses[0] <= PROBE_FIRST_S * (1 + JITTER)
+    assert pauses[3] >= 8 * PROBE_FIRST_S
+    assert all(PROBE_LAST_S <= pause <= PROBE_LAST_S * (1 + JITTER) for pause in pauses[10:])
+    assert probe_in_s(OPEN_AFTER, rng, 7200.0) == 7200.0
+
+
+def test_a_lane_is_as_wide_as_its_receiver_has_earned() -> None:
+    lanes = Lanes(total=20)
+    assert lanes.room() == Room(20, 10)
+    for width in (2, 4, 8, 8):
+        lanes.enter("a")
+        lanes.leave("a", is_accepted=True)
+        assert lanes.room().known == (KnownLane("a", width, is_proven=True),)
     lanes.enter("a")
-    lanes.enter("a")
+    assert lanes.room() == Room(19, 10, (KnownLane("a", 7, is_proven=True),))
+    lanes.leave("a", is_accepted=False)
+    assert lanes.room() == Room(20, 10)
+
+
+def test_lanes_that_have_earned_nothing_leave_room_for_the_others() -> None:
+    lanes = Lanes(total=10)
+    for number in range(5):
+        lanes.enter(f"hangs-{number}")
     room = lanes.room()
-    assert (room.total, room.per_host, dict(room.free)) == (8, 4, {"a": 2})
-    lanes.leave("a", timed_out=True)
-    assert lanes.room().free["a"] == 0
-    lanes.leave("a", timed_out=True)
-    assert lanes.room().free == {"a": 1}
-    lanes.enter("a")
-    assert lanes.room().free == {"a": 0}
-    lanes.leave("a", timed_out=False)
-    assert lanes.room().free == {}
-    assert lanes.room().total == 10
+    assert (room.total, room.unproven) == (5, 0)
+    assert {lane.free for lane in room.known} == {0}
+    lanes.leave("hangs-0", is_accepted=False)
+    assert lanes.room().unproven == 1

@@ -10,7 +10,8 @@ import pytest
 from jobs.model import DEFAULT_TENANT, TenantId
 from runtime.egress import EgressPolicy
 from tests.webhooks.conftest import LOCAL, Post
-from webhooks import endpoints, outbox
+from webhooks import deliveries, endpoints
+from webhooks.deliveries import DeliveryFilter
 from webhooks.endpoints import EndpointSpec, check
 from webhooks.errors import DeliveryNotFound, EndpointChanged, EndpointNotFound, WebhookRefused
 from webhooks.model import DeliveryState
@@ -68,13 +69,13 @@ async def test_another_tenants_endpoint_does_not_exist(post: Post) -> None:
             with pytest.raises(EndpointNotFound):
                 await verb
         for look in (
-            outbox.get_delivery(connection, STRANGER, delivery_id),
-            outbox.redeliver(connection, STRANGER, delivery_id),
-            outbox.redeliver(connection, DEFAULT_TENANT, uuid4()),
+            deliveries.get(connection, STRANGER, delivery_id),
+            deliveries.redeliver(connection, STRANGER, delivery_id),
+            deliveries.redeliver(connection, DEFAULT_TENANT, uuid4()),
         ):
             with pytest.raises(DeliveryNotFound):
                 await look
-        assert await outbox.deliveries(connection, STRANGER) == []
+        assert (await deliveries.find(connection, STRANGER)).deliveries == []
 
 
 async def test_disable_and_enable_keep_the_first_time_and_reason(post: Post) -> None:
@@ -116,10 +117,11 @@ async def test_pages_of_endpoints_and_deliveries_neither_repeat_nor_skip(post: P
         rest = await endpoints.list_endpoints(connection, DEFAULT_TENANT, after=first[-1].id)
         assert [endpoint.id for endpoint in first + rest] == made
         seen: list[UUID] = []
-        page = await outbox.deliveries(connection, DEFAULT_TENANT, limit=4)
-        while page:
-            seen += [delivery.id for delivery in page]
-            page = await outbox.deliveries(connection, DEFAULT_TENANT, before=page[-1], limit=4)
+        page = await deliveries.find(connection, DEFAULT_TENANT, limit=4)
+        while page.next is not None:
+            seen += [delivery.id for delivery in page.deliveries]
+            page = await deliveries.find(connection, DEFAULT_TENANT, before=page.next, limit=4)
+        seen += [delivery.id for delivery in page.deliveries]
     assert sorted(seen) == sorted(sent)
     assert len(seen) == len(set(seen))
 
@@ -129,10 +131,17 @@ async def test_deliveries_are_found_by_endpoint_and_state(post: Post) -> None:
     await post.owe(SPEC.url)
     async with post.pool.acquire() as connection:
         test_id = await endpoints.send_test(connection, DEFAULT_TENANT, endpoint.id)
-        of_endpoint = await outbox.deliveries(connection, DEFAULT_TENANT, endpoint_id=endpoint.id)
-        assert [delivery.id for delivery in of_endpoint] == [test_id]
-        for state, count in ((DeliveryState.PENDING, 2), (DeliveryState.DEAD, 0)):
-            assert len(await outbox.deliveries(connection, DEFAULT_TENANT, state=state)) == count
+        wanted = DeliveryFilter(endpoint_id=endpoint.id)
+        of_endpoint = await deliveries.find(connection, DEFAULT_TENANT, wanted)
+        assert [delivery.id for delivery in of_endpoint.deliveries] == [test_id]
+        for wanted, count in (
+            (DeliveryFilter(state=DeliveryState.PENDING), 2),
+            (DeliveryFilter(state=DeliveryState.DEAD), 0),
+            (DeliveryFilter(type="webhook.test"), 1),
+            (DeliveryFilter(type="job.failed"), 0),
+        ):
+            page = await deliveries.find(connection, DEFAULT_TENANT, wanted)
+            assert (len(page.deliveries), page.next) == (count, None)
 
 
 async def test_everybody_who_asks_for_the_callback_secret_first_gets_the_same(post: Post) -> None:

@@ -11,7 +11,7 @@ from jobs.model import DEFAULT_TENANT, TenantId
 from runtime.ids import uuid7
 from runtime.postgres import Connection
 from tests.webhooks.conftest import LOCAL, Post
-from webhooks import endpoints, outbox
+from webhooks import deliveries, endpoints, outbox
 from webhooks.endpoints import EndpointSpec
 
 pytestmark = pytest.mark.anyio
@@ -159,6 +159,6 @@ async def test_pruning_forgets_finished_deliveries_and_their_log(post: Post) -> 
                 " VALUES (gen_random_uuid(), 1, $1, 'x', $2, '{}', 1, 0, 'delivered', $2)",
                 URL, now - timedelta(days=days),
             )  # fmt: skip
-        assert await outbox.prune(connection, before=now - timedelta(days=7)) == 1
-        assert await outbox.prune(connection, before=now - timedelta(days=7)) == 0
-        assert len(await outbox.deliveries(connection, DEFAULT_TENANT)) == 1
+        assert await deliveries.prune(connection, before=now - timedelta(days=7)) == 1
+        assert await deliveries.prune(connection, before=now - timedelta(days=7)) == 0
+        assert len((await deliveries.find(connection, DEFAULT_TENANT)).deliveries) == 1

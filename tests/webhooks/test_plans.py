@@ -12,7 +12,7 @@ import pytest
 
 from runtime.postgres import Connection
 from tests.webhooks.conftest import Post
-from webhooks.outbox import LEASE_S, QUERIES
+from webhooks.outbox import LEASE_S, OUTBOX, QUERIES
 
 pytestmark = pytest.mark.anyio
 
@@ -25,7 +25,8 @@ async def buffers(connection: Connection, query: str, *arguments: object) -> int
     undone = connection.transaction()
     await undone.start()
     try:
-        text = f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {QUERIES[query]}"
+        statement = {**QUERIES, **OUTBOX}[query]
+        text = f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {statement}"
         (found,) = orjson.loads(await connection.fetchval(text, *arguments))
     finally:
         await undone.rollback()
@@ -36,7 +37,8 @@ async def buffers(connection: Connection, query: str, *arguments: object) -> int
 async def test_a_claim_costs_the_same_however_long_a_hosts_backlog_is(post: Post) -> None:
     async with post.pool.acquire() as connection:
         await connection.execute("ALTER TABLE outbox SET (autovacuum_enabled = false)")
-        arguments = (NOON + timedelta(days=1), 128, 4, ["slow:80"], [1], LEASE_S)
+        known = (["callback 1 slow:80 3"], [1], [True])
+        arguments = (NOON + timedelta(days=1), 128, *known, LEASE_S, 64)
         costs = []
         for rows in (300, BACKLOG):
             await connection.execute(

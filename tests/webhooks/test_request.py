@@ -17,14 +17,13 @@ OWED = Owed(
     tenant_id=DEFAULT_TENANT,
     endpoint_id=None,
     url="https://example.org/hook",
-    host="example.org",
+    lane="endpoint x",
     type="job.settled",
     occurred_at=datetime(2026, 5, 1, 14, 0, 0, 5, tzinfo=timezone(timedelta(hours=2))),
     data={"id": "j", "batch_id": None},
     attempt=1,
     failures=0,
     secrets=(),
-    endpoint_disabled=False,
 )
 
 
