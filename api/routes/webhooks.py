@@ -9,10 +9,11 @@ from pydantic import ConfigDict, Field
 
 from api import paging
 from api.auth import Operator, Reader
-from api.deps import LIST_DEFAULT, Cursor, Limit, WithServices
+from api.deps import LIST_DEFAULT, Cursor, Limit, WithAudit, WithServices
 from api.errors import ProblemType
 from api.job_requests import RequestModel
 from api.openapi import problems
+from api.quotas import Counted, admit_one
 from api.routing import router as make_router
 from api.views import Page, View
 from jobs.kinds import Text, Url
@@ -123,15 +124,18 @@ class TestView(View):
 async def create_webhook(
     services: WithServices,
     principal: Operator,
+    audit: WithAudit,
     webhook: WebhookRequest,
     response: Response,
 ) -> WebhookWithSecret:
     """Make a webhook, told of what happens from now on; its secret is shown once."""
     spec = EndpointSpec(webhook.url, tuple(webhook.events), webhook.description, webhook.enabled)
     async with services.transaction() as connection:
+        await admit_one(connection, principal.tenant_id, principal.quotas, Counted.WEBHOOKS)
         made, secret = await endpoints.create(
             connection, principal.tenant_id, spec, policy=services.egress
         )
+        await audit.record(connection, "webhook.created", made.id, url=made.url)
     response.headers["Location"] = f"/v1/webhooks/{made.id}"
     return WebhookWithSecret(**_view(made).model_dump(), secret=secret.text)
 
@@ -168,6 +172,7 @@ async def get_webhook(
 async def change_webhook(
     services: WithServices,
     principal: Operator,
+    audit: WithAudit,
     webhook_id: WebhookId,
     patch: WebhookPatch,
 ) -> WebhookView:
@@ -183,6 +188,8 @@ async def change_webhook(
         changed = await endpoints.update(
             connection, principal.tenant_id, webhook_id, spec, policy=services.egress
         )
+        changes = patch.model_dump(include=patch.model_fields_set)
+        await audit.record(connection, "webhook.changed", webhook_id, **changes)
     return _view(changed)
 
 
@@ -193,17 +200,19 @@ async def change_webhook(
     responses=problems(ProblemType.NOT_FOUND),
 )
 async def delete_webhook(
-    services: WithServices, principal: Operator, webhook_id: WebhookId
+    services: WithServices, principal: Operator, audit: WithAudit, webhook_id: WebhookId
 ) -> None:
     """Remove a webhook and what is owed to it."""
     async with services.transaction() as connection:
         await endpoints.delete(connection, principal.tenant_id, webhook_id)
+        await audit.record(connection, "webhook.deleted", webhook_id)
 
 
 @router.post("/webhooks/{webhook_id}/rotate", responses=problems(ProblemType.NOT_FOUND))
 async def rotate_webhook(
     services: WithServices,
     principal: Operator,
+    audit: WithAudit,
     webhook_id: WebhookId,
     sent: RotateRequest | None = None,
 ) -> WebhookWithSecret:
@@ -213,6 +222,7 @@ async def rotate_webhook(
         changed, secret = await endpoints.rotate(
             connection, principal.tenant_id, webhook_id, overlap_s=overlap_s
         )
+        await audit.record(connection, "webhook.rotated", webhook_id)
     return WebhookWithSecret(**_view(changed).model_dump(), secret=secret.text)
 
 
@@ -232,10 +242,13 @@ async def test_webhook(
 
 
 @router.get("/callback-secret")
-async def get_callback_secret(services: WithServices, principal: Operator) -> SecretView:
+async def get_callback_secret(
+    services: WithServices, principal: Operator, audit: WithAudit
+) -> SecretView:
     """The secret by which the tenant's callbacks can be verified."""
     async with services.transaction() as connection:
         found = await callback_secrets.get(connection, principal.tenant_id)
+        await audit.record(connection, "callback_secret.shown", principal.tenant)
     return _secret_view(found)
 
 
@@ -243,12 +256,14 @@ async def get_callback_secret(services: WithServices, principal: Operator) -> Se
 async def rotate_callback_secret(
     services: WithServices,
     principal: Operator,
+    audit: WithAudit,
     sent: RotateRequest | None = None,
 ) -> SecretView:
     """Make a new secret for the tenant's callbacks; the old one signs beside it for a while."""
     overlap_s = (sent or RotateRequest()).overlap_s
     async with services.transaction() as connection:
         found = await callback_secrets.rotate(connection, principal.tenant_id, overlap_s=overlap_s)
+        await audit.record(connection, "callback_secret.rotated", principal.tenant)
     return _secret_view(found)
 
 
