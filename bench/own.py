@@ -21,8 +21,9 @@ from runtime.postgres import Connection
 from runtime.redis import Client
 from runtime.redis import connect as connect_redis
 
-KEYS = 100
-PERMITS_A_KEY = 200
+# None; room for all jobs, so that a key costs its bookkeeping; and too few, so that jobs wait.
+KEYS = (0, 1000, 100)
+PERMITS_A_KEY = 100
 KEYED_JOBS = 100_000
 SATURATING_JOBS = 100_000
 FIRST_PRIORITY = 9
@@ -35,21 +36,20 @@ JOBS_A_SHUTDOWN = 4000
 TAKES_PART_S = 30.0
 
 
-async def measure_keyed_drain(bed: Bed, scale: float, *, keyed: bool) -> list[Result]:
-    """A drain in which every job has a concurrency key, or none; else alike, run by run."""
+async def measure_keyed_drain(bed: Bed, scale: float, *, keys: int) -> list[Result]:
+    """A drain in which every job has one of so many concurrency keys; else alike, run by run."""
     await bed.clean(OURS)
     jobs = int(KEYED_JOBS * scale)
     connection = await bed.look_at_ledger()
     redis = connect_redis(bed.settings(1))
     try:
-        if keyed:
-            for key in range(KEYS):
-                await limits.put(connection, DEFAULT_TENANT, f"key-{key}", PERMITS_A_KEY)
+        for key in range(keys):
+            await limits.put(connection, DEFAULT_TENANT, f"key-{key}", PERMITS_A_KEY)
         await _accept(
             connection,
             redis,
             [
-                NewJob("probe", {}, concurrency_key=f"key-{number % KEYS}" if keyed else None)
+                NewJob("probe", {}, concurrency_key=f"key-{number % keys}" if keys else None)
                 for number in range(jobs)
             ],
         )
@@ -60,7 +60,7 @@ async def measure_keyed_drain(bed: Bed, scale: float, *, keyed: bool) -> list[Re
     finally:
         await redis.aclose()
         await connection.close()
-    settings = {"keys": KEYS if keyed else 0}
+    settings = {"keys": keys, "permits": PERMITS_A_KEY if keys else 0}
     return [Result("drain with limits", OURS.name, drained.jobs_per_s, "jobs/s", settings)]
 
 

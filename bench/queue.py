@@ -143,8 +143,8 @@ def _own(plan: Plan) -> Iterator[Step]:
     """What only ours promises, limits and shutdowns, and only where ours is measured."""
     if OURS not in plan.systems:
         return
-    for keyed in (False, True):
-        measure = partial(own.measure_keyed_drain, scale=plan.scale, keyed=keyed)
+    for keys in own.KEYS:
+        measure = partial(own.measure_keyed_drain, scale=plan.scale, keys=keys)
         yield Step("drain with limits", measure)
     for saturated in (False, True):
         measure = partial(own.measure_saturated_key, scale=plan.scale, saturated=saturated)
