@@ -2,8 +2,14 @@
 no job is lost or doubled.
 """
 
+import os
 import signal
+import subprocess
+import tempfile
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import anyio
@@ -167,3 +173,88 @@ async def test_a_pool_that_is_used_up_puts_requests_off_in_time(
                 group.start_soon(answers_503, client, "GET", "/v1/jobs")
     await admin.close()
     await is_back(own, client, running, slots)
+
+
+async def test_locks_that_last_put_requests_off_and_stop_no_slot(
+    own: World, client: httpx.AsyncClient
+) -> None:
+    slots = own.slot_pids()
+    running = await a_running_job(own, client)
+    (waiting,) = await own.submit(client)
+    admin = await own.admin()
+    async with admin.transaction():
+        await admin.execute("LOCK TABLE ready, held IN ACCESS EXCLUSIVE MODE")
+        await answers_503(client, "POST", "/v1/jobs", json={"kind": "probe", "payload": {}})
+        # The slot wants to claim or to record, is refused in time, and asks again.
+        asked = set()
+        with anyio.fail_after(EVENTUALLY_S):
+            while len(asked) < 3:
+                rows = await admin.fetch(
+                    "SELECT query_start FROM pg_stat_activity"
+                    " WHERE wait_event_type = 'Lock' AND application_name LIKE 'xnai %'"
+                    " AND application_name NOT LIKE 'xnai api%'"
+                )
+                asked |= {row["query_start"] for row in rows}
+                await anyio.sleep(0.05)
+    await admin.close()
+    await is_back(own, client, running, slots)
+    await own.finished(client, [waiting])
+
+
+@asynccontextmanager
+async def small_disk(own: World) -> AsyncIterator[Path]:
+    """What is accepted and what has ended lies on a disk of its own, of which this is the root."""
+    assert own.servers.postgres is not None
+    owner = own.servers.postgres.folder.stat()
+    # The tests' own folders are closed to the user that the server runs as.
+    folder = Path(tempfile.mkdtemp(prefix="xnai-small-"))
+    options = f"size=24m,mode=700,uid={owner.st_uid},gid={owner.st_gid}"
+    subprocess.run(["mount", "-t", "tmpfs", "-o", options, "small", folder], check=True)
+    try:
+        admin = await own.admin()
+        await admin.execute(f"CREATE TABLESPACE small LOCATION '{folder}'")
+        tables = await admin.fetchval(
+            "SELECT array_agg(c.oid::regclass::text) FROM pg_class AS c"
+            " WHERE relkind = 'r' AND (relname = 'jobs' OR relname LIKE 'history_2%')"
+        )
+        for table in tables:
+            await admin.execute(f"ALTER TABLE {table} SET TABLESPACE small")
+        yield folder
+        for table in tables:
+            await admin.execute(f"ALTER TABLE {table} SET TABLESPACE pg_default")
+        await admin.execute("DROP TABLESPACE small")
+        await admin.close()
+    finally:
+        subprocess.run(["umount", "--lazy", folder], check=True)
+        folder.rmdir()
+
+
+def fill_up(disk: Path) -> None:
+    with suppress(OSError), (disk / "filler").open("wb", buffering=0) as file:
+        while file.write(bytes(4096)):
+            pass
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root: it mounts a small disk")
+async def test_a_full_disk_puts_writing_off_until_there_is_room(
+    own: World, client: httpx.AsyncClient
+) -> None:
+    slots = own.slot_pids()
+    async with small_disk(own) as disk:
+        running = await a_running_job(own, client)
+        fill_up(disk)
+        with anyio.fail_after(EVENTUALLY_S):
+            # The last pages have room for some.
+            body = {"kind": "probe", "payload": {"echo": "x" * 1000}}
+            answer = await client.post("/v1/jobs", json=body)
+            accepted = []
+            while answer.status_code == 202:
+                accepted.append(answer.json()["id"])
+                answer = await client.post("/v1/jobs", json=body)
+        await answers_503(client, "POST", "/v1/jobs", json=body)
+        await answers_503(client, "POST", "/v1/batches", json={"jobs": [body] * 5})
+        assert (await client.get("/v1/jobs")).status_code == 200
+        assert (await client.get("/readyz")).status_code == 200
+        (disk / "filler").unlink()
+        await is_back(own, client, running, slots)
+        await own.finished(client, accepted)
