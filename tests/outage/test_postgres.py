@@ -8,6 +8,7 @@ import subprocess
 import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -186,7 +187,7 @@ async def test_locks_that_last_put_requests_off_and_stop_no_slot(
         await admin.execute("LOCK TABLE ready, held IN ACCESS EXCLUSIVE MODE")
         await answers_503(client, "POST", "/v1/jobs", json={"kind": "probe", "payload": {}})
         # The slot wants to claim or to record, is refused in time, and asks again.
-        asked = set()
+        asked: set[datetime] = set()
         with anyio.fail_after(EVENTUALLY_S):
             while len(asked) < 3:
                 rows = await admin.fetch(
