@@ -33,8 +33,8 @@ from webhooks.sign import Secret
 
 # Of the minutes that a run may take: how much of them the load and the faults have.
 WINDOW_SHARE = 0.5
-# How long after the window clients go on asking.
-ANSWER_S = 45.0
+# How long after the window clients go on asking: a busy machine takes a while to start a process.
+ANSWER_S = 120.0
 UNFINISHED_SHOWN = 5
 READY_TIMEOUT_S = 60.0
 _POLL_S = 0.2
@@ -134,8 +134,6 @@ class _Run:
             fault_free = await self._fault_free(http)
             clients = Clients(self._stack, http, self._log)
             injected = await self._strike(clients)
-            self._say("all faults are over; waiting until everything is done")
-            await heal_all(self._scene)
             await self._wait_ready(http)
             await clients.stop_schedules()
             settled_in_s = await self._settle()
@@ -181,6 +179,8 @@ class _Run:
         async with anyio.create_task_group() as group:
             group.start_soon(clients.send, load, give_up_at)
             injected += await inject_all(self._scene, steps, self._say)
+            await heal_all(self._scene)
+            self._say("all faults are over; waiting until everything is done")
         return tuple(injected)
 
     async def _settle(self) -> float | None:
