@@ -17,6 +17,7 @@ from api.backlog import BacklogGuard
 from api.deps import Services
 from api.door import Authentication
 from api.middleware import Hardening, LastWord, Measurement
+from api.places import Places
 from api.quotas import QuotaGuard
 from api.rates import Rates
 from api.routes import (
@@ -39,6 +40,7 @@ from api.routes import (
     webhooks,
     workers,
 )
+from api.sights import Sights
 from api.submissions import Submissions
 from api.turns import Turns
 from api.watch import Hub
@@ -132,6 +134,8 @@ async def _services(settings: Settings) -> AsyncIterator[tuple[Services, TaskGro
                 redis=redis,
                 live=live,
                 hub=Hub(live),
+                sights=Sights(postgres, live, availability),
+                places=Places(settings.watchers_max),
                 announcer=announcer,
                 submissions=Submissions(
                     postgres, kinds, announcer, availability, ageing_s=settings.ageing_s
@@ -148,7 +152,7 @@ async def _services(settings: Settings) -> AsyncIterator[tuple[Services, TaskGro
                 owned=owned,
             )
             loops = (
-                *(services.submissions, announcer, services.hub, availability),
+                *(services.submissions, announcer, services.hub, services.sights, availability),
                 services.authenticator,
             )
             for loop in loops:

@@ -20,8 +20,10 @@ from api.auth import Authenticator, Principal
 from api.availability import Availability
 from api.backlog import BacklogGuard
 from api.door import address_of
+from api.places import Places
 from api.quotas import QuotaGuard
 from api.rates import Rates
+from api.sights import Sights
 from api.submissions import Submissions
 from api.turns import Turns
 from api.watch import Hub
@@ -53,6 +55,8 @@ class Services:
     redis: Redis
     live: LiveStream
     hub: Hub
+    sights: Sights
+    places: Places
     announcer: Announcer
     submissions: Submissions
     availability: Availability
@@ -87,6 +91,12 @@ class Services:
         async with self.transaction() as connection:
             finished = await batches.finish_due(connection, batch_ids)
         self.announcer.changed(tenant_id, (), finished)
+
+
+def etags(header: str | None) -> set[str]:
+    """The entity tags of If-None-Match; weak ones compare as strong (RFC 9110 §13.1.2)."""
+    tags = (tag.strip().removeprefix("W/") for tag in (header or "").split(","))
+    return {tag for tag in tags if tag}
 
 
 async def services_of(request: Request) -> Services:

@@ -50,6 +50,7 @@ class ProblemType(Enum):
     QUOTA_EXCEEDED = (HTTPStatus.TOO_MANY_REQUESTS, "A quota of the tenant is used up")
     RATE_LIMITED = (HTTPStatus.TOO_MANY_REQUESTS, "The tenant asks too often")
     TOO_MANY_GUESSES = (HTTPStatus.TOO_MANY_REQUESTS, "Too many wrong API keys")
+    TOO_MANY_WATCHERS = (HTTPStatus.TOO_MANY_REQUESTS, "Too many streams and long polls are open")
     INTERNAL = (HTTPStatus.INTERNAL_SERVER_ERROR, "Something went wrong here")
     UNAVAILABLE = (HTTPStatus.SERVICE_UNAVAILABLE, "A server that this needs does not answer")
 

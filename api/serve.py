@@ -3,6 +3,7 @@ proxy.
 """
 
 import gc
+import resource
 import signal
 import socket
 from collections.abc import Iterator, Sequence
@@ -15,6 +16,7 @@ from fastapi import FastAPI
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from api.app import create_app
+from api.event_stream import CUT
 from api.keys import ensure_admin_key
 from runtime.listening import BACKLOG, bind
 from runtime.logs import logger
@@ -23,6 +25,7 @@ from runtime.readiness import Notifier
 from runtime.settings import Settings
 
 KEEP_ALIVE_S = 75
+OPEN_FILES = 65_536
 # How long a connection accepted just before the end may take to send its first request.
 FIRST_REQUEST_S = 2.0
 # How long a second signal leaves to those who are told that it is over.
@@ -42,6 +45,7 @@ async def run_api(
 
     Raises PortInUseError, NotReachableError or XnaiError with one clear line.
     """
+    _allow_open_files()
     with ExitStack() as closing:
         # Bound before anything is opened: who cannot have the port says so in one line.
         sockets = list(listeners) or [bind(settings.host, settings.port)]
@@ -63,6 +67,14 @@ async def run_api(
                 group.cancel_scope.cancel()
 
 
+def _allow_open_files() -> None:
+    """Every watcher holds a connection, and a shell usually allows 1,024 open files."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < OPEN_FILES:
+        wanted = OPEN_FILES if hard == resource.RLIM_INFINITY else min(OPEN_FILES, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
 def _spare_the_collector() -> None:
     """Take what was imported out of the garbage collector's sight: it stays for ever, and looking
     through it stops every request for 100 ms, more than once a second under load.
@@ -82,7 +94,7 @@ async def _prepare(settings: Settings) -> None:
 def _config(app: FastAPI, settings: Settings) -> uvicorn.Config:
     return uvicorn.Config(
         app,
-        http="httptools",
+        http=_Protocol,
         ws="none",
         lifespan="off",
         log_config=None,
@@ -93,6 +105,17 @@ def _config(app: FastAPI, settings: Settings) -> uvicorn.Config:
         timeout_keep_alive=KEEP_ALIVE_S,
         timeout_graceful_shutdown=max(1, round(settings.grace_s)),
     )
+
+
+class _Protocol(HttpToolsProtocol):
+    """Uvicorn's own, with a way to cut a connection whose reader takes nothing: closing it would
+    wait until that has taken everything.
+    """
+
+    @override
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self.scope["extensions"] = {CUT: {"now": self.transport.abort}}
 
 
 class _Server(uvicorn.Server):

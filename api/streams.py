@@ -1,36 +1,35 @@
-"""What the three event streams tell. Each reads the ledger whenever it is nudged or its time to
-look has come.
+"""What the event streams tell. Each looks whenever it is nudged or reminded, together with all
+others.
 
 A job's stream is told by the job itself: its position is (attempt, phase, token), so that a reader
-resumes at any time, past every retention. A batch's sends snapshots of its counts. The tenant's
-reads the events table.
+resumes at any time, past every retention. A batch's sends snapshots of its counts. The ledger's
+reads the events table. While Postgres is away, streams wait.
 """
 
-from collections.abc import AsyncIterator
+from collections import deque
+from collections.abc import AsyncGenerator, Iterable
 from dataclasses import dataclass, replace
 from enum import IntEnum
 from typing import Self
-from uuid import UUID
 
 import anyio
 import orjson
 
 from api.deps import Services
-from api.event_stream import ServerEvent, event
-from api.views import batch_view, job_view
-from jobs import batches, events, lookup
-from jobs.dispatch import UNAVAILABLE
-from jobs.errors import CursorPast
+from api.event_stream import Chunk, beat_at, encode_event
+from api.looks import Looks
+from api.sights import EventsAfter, Place, SeenJob, Tokens, TokensAfter
+from api.translations import POSTGRES_AWAY
 from jobs.events import EventScope
 from jobs.live import Signal
-from jobs.model import Batch, Job, TenantId
-from jobs.states import BatchState
 
-# The longest pause between two looks at Postgres however many nudges arrive, in seconds.
-LOOK_S = 0.1
-# A Redis that hangs must not hold back what the ledger tells.
-TOKENS_TIMEOUT_S = 1.0
-_LIVE_TYPES = frozenset({"job.token", "job.progress"})
+# Snapshots and pages of one stream follow each other no faster, however many nudges arrive.
+PACE_S = 0.1
+# Events that wait for an older transaction to end are looked for again so soon.
+PENDING_S = 0.05
+AWAY_S = 0.5
+_TOKEN_MAX = 1 << 64
+_NUMBER_MAX = 1 << 31
 
 
 class Phase(IntEnum):
@@ -55,146 +54,142 @@ class Position:
         """Read a Last-Event-ID; raises ValueError."""
         attempt, phase, token = text.split(".")
         milliseconds, _, number = token.partition("-")
-        return cls(int(attempt), Phase(int(phase)), f"{int(milliseconds)}-{int(number)}")
+        place = int(milliseconds), int(number)
+        if not (-1 <= int(attempt) < _NUMBER_MAX and all(0 <= n < _TOKEN_MAX for n in place)):
+            raise ValueError(text)
+        return cls(int(attempt), Phase(int(phase)), f"{place[0]}-{place[1]}")
 
     def __str__(self) -> str:
         return f"{self.attempt}.{int(self.phase)}.{self.token}"
 
 
-@dataclass(frozen=True, slots=True)
-class Told:
-    """An event, and where its reader stands after it."""
-
-    event: ServerEvent
-    position: Position
-
-
-async def job_events(
-    services: Services, tenant_id: TenantId, job_id: UUID, position: Position
-) -> AsyncIterator[ServerEvent | None]:
-    """Start, progress, tokens, end and settling of a job; ends once it has settled."""
-    with services.hub.watch(tenant_id, job_id=job_id) as watcher:
-        nudges: list[Signal] = []
+async def job_events(services: Services, place: Place, position: Position) -> AsyncGenerator[Chunk]:
+    """Start, tokens, progress, end and settling of a job; ends once it has settled."""
+    teller = _Teller(position)
+    with services.hub.watch(place.tenant_id, place.id) as watcher:
         while not services.hub.is_closing:
-            for told in await _tokens(services, job_id, position):
-                position = told.position
-                yield told.event
-            for signal in nudges:
-                if signal.type == "job.progress":
-                    yield event("job.progress", str(position), signal.data)
-            if not nudges or any(signal.type not in _LIVE_TYPES for signal in nudges):
-                async with services.connection() as connection:
-                    job = await lookup.get(connection, tenant_id, job_id)
-                for told in _transitions(job, position):
-                    position = told.position
-                    yield told.event
-                if job.settled:
+            is_nudged, signals = watcher.take()
+            seen = None
+            if is_nudged or any(teller.is_behind(signal) for signal in signals):
+                seen = await _patiently(services, services.sights.jobs, place)
+                if seen is None:
                     return
-            yield None
-            await watcher.wait(services.hub.poll_s)
-            nudges = watcher.take()
+                teller.tell_start(seen)
+            if seen is not None or any(signal.type == "job.token" for signal in signals):
+                # After the look: the tokens of a job that has ended are all there by then.
+                key = TokensAfter(place.id, teller.position.token)
+                teller.tell_tokens(await services.sights.tokens.see(key) or ())
+            teller.tell_progress(signals)
+            is_over = seen is not None and teller.tell_end(seen)
+            # Neither what was seen nor what was told is kept while waiting: payloads may be large.
+            del seen
+            while teller.told:
+                yield teller.told.popleft()
+            if is_over:
+                return
+            await watcher.wait()
 
 
-async def _tokens(services: Services, job_id: UUID, position: Position) -> list[Told]:
-    """Tokens after the position; none while Redis is away."""
-    found: list[tuple[str, int, str]] = []
-    with anyio.move_on_after(TOKENS_TIMEOUT_S):
-        try:
-            found = await services.live.tokens_after(job_id, position.token)
-        except UNAVAILABLE:
-            return []
-    told = []
-    for cursor, attempt, text in found:
-        reached = replace(position, token=cursor)
-        data = {"attempt": attempt, "text": text}
-        told.append(Told(event("job.token", str(reached), data), reached))
-    return told
+class _Teller:
+    """Tells one reader the story of a job in the order of its life. `position` is where the reader
+    stands once it has heard what is in `told`.
+    """
 
+    def __init__(self, position: Position) -> None:
+        self.position = position
+        self.told: deque[Chunk] = deque()
 
-def _transitions(job: Job, position: Position) -> list[Told]:
-    """What of the job's present state the reader does not know yet."""
-    told: list[Told] = []
-    view = orjson.loads(job_view(job).model_dump_json())
-    for phase, type_ in _phases(job):
-        reached = Position(job.attempt, phase, position.token)
-        if (reached.attempt, reached.phase) > (position.attempt, position.phase):
-            told.append(Told(event(type_, str(reached), view), reached))
-    return told
+    def is_behind(self, signal: Signal) -> bool:
+        """Whether a token is of an attempt of which the reader does not know that it has begun."""
+        reached = self.position.attempt, self.position.phase
+        return signal.type == "job.token" and (signal.data["attempt"], Phase.STARTED) > reached
 
+    def tell_start(self, seen: SeenJob) -> None:
+        """That the attempt has begun."""
+        if seen.job.started_at is not None:
+            self._reach(seen, Phase.STARTED, "job.started")
 
-def _phases(job: Job) -> list[tuple[Phase, str]]:
-    phases = []
-    if job.started_at is not None:
-        phases.append((Phase.STARTED, "job.started"))
-    if job.state.is_terminal:
-        phases.append((Phase.ENDED, f"job.{job.state}"))
-    if job.state.is_terminal and job.settled:
-        phases.append((Phase.SETTLED, "job.settled"))
-    return phases
+    def tell_tokens(self, found: Tokens) -> None:
+        """The tokens of the attempts that the reader knows of."""
+        for token, attempt, text in found:
+            if attempt > self.position.attempt:
+                return
+            self.position = replace(self.position, token=token)
+            data = orjson.dumps({"attempt": attempt, "text": text})
+            self.told.append(encode_event("job.token", str(self.position), data))
+
+    def tell_progress(self, signals: Iterable[Signal]) -> None:
+        """How far it is: told once, by what was heard, and not again after a reconnect."""
+        for signal in signals:
+            if signal.type == "job.progress":
+                self.told.append(encode_event("job.progress", None, orjson.dumps(signal.data)))
+
+    def tell_end(self, seen: SeenJob) -> bool:
+        """That it has ended, and settled; whether this is all there will be."""
+        if seen.job.state.is_terminal:
+            self._reach(seen, Phase.ENDED, f"job.{seen.job.state}")
+            if seen.job.settled:
+                self._reach(seen, Phase.SETTLED, "job.settled")
+        return seen.job.settled
+
+    def _reach(self, seen: SeenJob, phase: Phase, type_: str) -> None:
+        attempt = seen.job.attempt
+        if (attempt, phase) > (self.position.attempt, self.position.phase):
+            self.position = Position(attempt, phase, self.position.token)
+            self.told.append(encode_event(type_, str(self.position), seen.body))
 
 
 async def batch_events(
-    services: Services, tenant_id: TenantId, batch_id: UUID, last_id: str | None
-) -> AsyncIterator[ServerEvent | None]:
+    services: Services, place: Place, last_id: str | None
+) -> AsyncGenerator[Chunk]:
     """The counts of a batch whenever they changed, and its end; ends with that."""
-    with services.hub.watch(tenant_id, batch_id=batch_id) as watcher:
+    digest = None if last_id is None else last_id.rpartition("-")[2]
+    with services.hub.watch(place.tenant_id, place.id) as watcher:
         while not services.hub.is_closing:
-            async with services.connection() as connection:
-                batch = await batches.get(connection, tenant_id, batch_id)
-            snapshot = batch_snapshot_id(batch)
-            is_finished = batch.state is BatchState.FINISHED
-            if snapshot != last_id:
-                last_id = snapshot
-                data = orjson.loads(batch_view(batch).model_dump_json())
-                yield event("batch.finished" if is_finished else "batch.counts", snapshot, data)
-            if is_finished:
+            looked_at = anyio.current_time()
+            watcher.take()
+            seen = await _patiently(services, services.sights.batches, place)
+            if seen is None:
                 return
-            yield None
-            await watcher.wait(services.hub.poll_s)
-            await anyio.sleep(LOOK_S)
+            if seen.digest != digest:
+                digest = seen.digest
+                yield seen.chunk
+            if seen.is_final:
+                return
+            await watcher.wait()
+            await anyio.sleep_until(looked_at + PACE_S)
 
 
-def batch_snapshot_id(batch: Batch) -> str:
-    """Names a state of the counts: equal ids, equal snapshots."""
-    counts = (batch.counts, batch.follow_ups)
-    numbers = [n for c in counts for n in (c.total, c.scheduled, c.queued, c.succeeded, c.failed)]
-    ends = [batch.counts.cancelled, batch.follow_ups.cancelled]
-    return ".".join([str(batch.run), str(batch.state), *map(str, numbers + ends)])
-
-
-async def tenant_events(
-    services: Services, tenant_id: TenantId, cursor: str | None
-) -> AsyncIterator[ServerEvent | None]:
-    """The tenant's events after the cursor (None: from now on); `reset` when some were dropped
-    meanwhile.
+async def ledger_events(
+    services: Services, scope: EventScope, cursor: str | None
+) -> AsyncGenerator[Chunk]:
+    """The events of a tenant or of one of its batches after the cursor (None: the oldest kept);
+    `reset` when some were dropped meanwhile.
     """
-    scope = EventScope(tenant_id)
-    with services.hub.watch(tenant_id) as watcher:
+    with services.hub.watch(scope.tenant_id, scope.batch_id) as watcher:
         while not services.hub.is_closing:
-            async with services.connection() as connection:
-                if cursor is None:
-                    cursor = await events.latest(connection)
-                try:
-                    found = await events.after(connection, scope, cursor)
-                except CursorPast:
-                    cursor = await events.latest(connection)
-                    found = []
-                    yield event("reset", cursor, {"detail": "the events after your place are gone"})
-            for item in found:
-                cursor = item.cursor
-                yield event(item.type, item.cursor, _envelope(item))
-            yield None
-            if not found:
-                await watcher.wait(services.hub.poll_s)
-                await anyio.sleep(LOOK_S)
-                watcher.take()
+            looked_at = anyio.current_time()
+            watcher.take()
+            key = EventsAfter(scope, cursor)
+            seen = await _patiently(services, services.sights.events, key)
+            if seen is None:
+                return
+            cursor = seen.cursor
+            yield replace(seen.chunk, beat=beat_at(cursor))
+            if not seen.is_full:
+                await watcher.wait(PENDING_S if seen.is_pending else None)
+                pause_s = PENDING_S if seen.is_pending else PACE_S
+                await anyio.sleep_until(looked_at + pause_s)
 
 
-def _envelope(item: events.Event) -> dict[str, object]:
-    """The body that webhooks have, too: type, timestamp, data."""
-    data = dict(item.data)
-    if item.job_id is not None:
-        data.setdefault("job_id", str(item.job_id))
-    if item.batch_id is not None:
-        data.setdefault("batch_id", str(item.batch_id))
-    return {"type": item.type, "timestamp": item.at, "data": data}
+async def _patiently[K, V](services: Services, looks: Looks[K, V], key: K) -> V | None:
+    """What a look finds, however long Postgres is away: nothing wrong is told meanwhile, and the
+    reader hears heartbeats.
+    """
+    while True:
+        try:
+            return await looks.see(key)
+        except POSTGRES_AWAY:
+            if services.hub.is_closing:
+                raise
+        await anyio.sleep(AWAY_S)

@@ -1,6 +1,7 @@
 """Reads batches and their results; counts come from one snapshot."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime
 from uuid import UUID
 
@@ -50,10 +51,16 @@ class ResultLine:
 
 async def get(connection: Connection, tenant_id: TenantId, batch_id: UUID) -> Batch:
     """Read a batch and its counts in one snapshot; raises BatchNotFound."""
-    row = await connection.fetchrow(QUERIES["get_batch"], tenant_id, batch_id)
-    if row is None:
+    found = await get_many(connection, tenant_id, [batch_id])
+    if not found:
         raise BatchNotFound(batch_id)
-    return _batch_from(row)
+    return found[0]
+
+
+async def get_many(connection: Connection, tenant_id: TenantId, ids: Sequence[UUID]) -> list[Batch]:
+    """Read those of the batches that exist, all in one snapshot, in any order."""
+    rows = await connection.fetch(QUERIES["get_batches"], tenant_id, list(ids))
+    return [replace(_batch_from(row), as_of=int(row["as_of"])) for row in rows]
 
 
 async def list_batches(

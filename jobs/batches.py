@@ -16,7 +16,7 @@ from jobs.batch_intake import (
     seal,
     state_of,
 )
-from jobs.batch_lookup import BatchPage, EndedJob, ResultLine, get, list_batches, results
+from jobs.batch_lookup import BatchPage, EndedJob, ResultLine, get, get_many, list_batches, results
 from jobs.batch_verbs import cancel, finish_due, retry
 from jobs.bulk import fill
 
@@ -34,6 +34,7 @@ __all__ = [
     "fill",
     "finish_due",
     "get",
+    "get_many",
     "has_part",
     "list_batches",
     "parts",

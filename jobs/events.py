@@ -60,9 +60,23 @@ async def add(connection: Connection, events: Sequence[NewEvent]) -> None:
     )
 
 
-async def after(
+@dataclass(frozen=True, slots=True)
+class EventPage:
+    """Events, and the cursor to go on after: of the last one, or of all that were there to read.
+
+    `is_full`: there are more to read now. `is_pending`: there are some that may be read once an
+    older transaction has ended.
+    """
+
+    events: tuple[Event, ...]
+    cursor: str
+    is_full: bool
+    is_pending: bool
+
+
+async def page(
     connection: Connection, scope: EventScope, cursor: str | None, limit: int = 500
-) -> list[Event]:
+) -> EventPage:
     """Events after `cursor` (None: the oldest kept), of transactions before which none is still
     open.
 
@@ -70,41 +84,74 @@ async def after(
     ahead of the database, which was restored since; ValueError when it is malformed.
     """
     place = cursors.read_event_place(cursor)
+    horizon = await _horizon(connection)
     if cursor is not None:
-        await _assert_kept(connection, cursor, place[0])
+        horizon.check(cursor, place[0])
     query, extra = _query(scope)
     rows = await connection.fetch(
         QUERIES[query], scope.tenant_id, str(place[0]), place[1], limit + 1, *extra
     )
-    events: list[Event] = []
-    for row in rows:
-        row_place = int(row["xid"]), row["n"]
-        events += [
-            event
-            for part, event in enumerate(_events_of(row))
-            if cursor is None or (*row_place, part) > place
-        ]
-    return events[:limit]
+    readable = [row for row in rows if int(row["xid"]) < horizon.xid]
+    found = [event for row in readable for event in _events_of(row, place)]
+    is_full = len(found) > limit or len(readable) == limit + 1
+    return EventPage(
+        tuple(found[:limit]),
+        # Not the last event's: a reader of a few among many would look through the many each time.
+        found[:limit][-1].cursor if is_full else horizon.cursor,
+        is_full,
+        is_pending=len(readable) < len(rows),
+    )
+
+
+async def after(
+    connection: Connection, scope: EventScope, cursor: str | None, limit: int = 500
+) -> list[Event]:
+    """The events of a page."""
+    return list((await page(connection, scope, cursor, limit)).events)
 
 
 async def latest(connection: Connection) -> str:
     """The cursor after which only events come that are not readable yet."""
-    xid = int(await connection.fetchval(QUERIES["latest_event"]))
-    return cursors.event_place(xid - 1, (1 << 63) - 1, 1)
-
-
-async def _assert_kept(connection: Connection, cursor: str, xid: int) -> None:
-    if xid < int(await connection.fetchval(QUERIES["events_dropped"])):
-        message = f"events after {cursor} are no longer kept: start again without a cursor"
-        raise CursorPast(message)
-    await assert_reached(connection, cursor, xid)
+    return (await _horizon(connection)).cursor
 
 
 async def assert_reached(connection: Connection, cursor: str, xid: int) -> None:
     """Raise CursorPast for a place that this database has not come to: it was restored since."""
-    if xid >= int(await connection.fetchval(QUERIES["next_transaction"])):
-        message = f"{cursor} is of a time that this database has lost: start again without a cursor"
-        raise CursorPast(message)
+    (await _horizon(connection)).check_reached(cursor, xid)
+
+
+@dataclass(frozen=True, slots=True)
+class _Horizon:
+    """How far events can be read at this moment, in transactions."""
+
+    xid: int
+    ahead: int
+    dropped: int
+
+    @property
+    def cursor(self) -> str:
+        """After everything that is below."""
+        return cursors.event_place(self.xid - 1, (1 << 63) - 1, 1)
+
+    def check(self, cursor: str, xid: int) -> None:
+        if xid < self.dropped:
+            message = f"events after {cursor} are no longer kept: start again without a cursor"
+            raise CursorPast(message)
+        self.check_reached(cursor, xid)
+
+    def check_reached(self, cursor: str, xid: int) -> None:
+        if xid >= self.ahead:
+            message = (
+                f"{cursor} is of a time that this database has lost: start again without a cursor"
+            )
+            raise CursorPast(message)
+
+
+async def _horizon(connection: Connection) -> _Horizon:
+    row = await connection.fetchrow(QUERIES["event_horizon"])
+    if row is None:
+        raise LookupError("events_dropped has lost its only row")
+    return _Horizon(int(row["horizon"]), int(row["ahead"]), int(row["dropped"]))
 
 
 def _query(scope: EventScope) -> tuple[str, tuple[UUID, ...]]:
@@ -115,14 +162,17 @@ def _query(scope: EventScope) -> tuple[str, tuple[UUID, ...]]:
     return "tenant_events", ()
 
 
-def _events_of(row: asyncpg.Record) -> Iterator[Event]:
-    """The one or two events of a row: a job without follow-ups is settled as soon as it is
-    terminal.
+def _events_of(row: asyncpg.Record, after_place: tuple[int, int, int]) -> Iterator[Event]:
+    """Those of a row's one or two events that follow the place: a job without follow-ups is settled
+    as soon as it is terminal.
     """
     types = [row["type"], "job.settled"] if row["settled"] else [row["type"]]
+    xid, n = int(row["xid"]), row["n"]
     for part, type_ in enumerate(types):
+        if (xid, n, part) <= after_place:
+            continue
         yield Event(
-            cursors.event_place(int(row["xid"]), row["n"], part),
+            cursors.event_place(xid, n, part),
             type_,
             row["at"],
             row["job_id"],

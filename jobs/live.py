@@ -5,6 +5,7 @@ job's tokens lie for a while in a stream of its own, so that a watcher who comes
 misses none.
 """
 
+from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -39,7 +40,7 @@ type Touched = frozenset[bytes]
 
 @dataclass(frozen=True, slots=True)
 class Signal:
-    """One thing that happened: `type` is `job.progress`, `job.token`, `job.started` or `changed`.
+    """One thing that happened: `type` is `job.progress`, `job.token` or `changed`.
 
     `cursor` is the id in the job's token stream, None for other types. `changed` names no single
     job: `touched` holds the ids of all jobs and batches that one commit changed.
@@ -52,10 +53,6 @@ class Signal:
     data: JsonObject
     cursor: str | None = None
     touched: Touched = frozenset()
-
-    def is_about(self, id_: UUID) -> bool:
-        """Whether the signal concerns this job or batch."""
-        return id_ in (self.job_id, self.batch_id) or id_.bytes in self.touched
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,8 +107,13 @@ class LiveStream:
         return str(cursor.decode())
 
     async def started(self, jobs: Sequence[ClaimedJob]) -> None:
-        """Say that jobs were claimed by a slot and begin to run."""
-        await self._publish(_encode("job.started", job, {"attempt": job.attempt}) for job in jobs)
+        """Nudge watchers of jobs that run, and of their batches: the ledger knows the attempt."""
+        touched: defaultdict[int, dict[UUID, None]] = defaultdict(dict)
+        for job in jobs:
+            touched[job.tenant_id][job.id] = None
+            if job.batch_id is not None:
+                touched[job.tenant_id][job.batch_id] = None
+        await self._publish([_pack_touched(tenant_id, ids) for tenant_id, ids in touched.items()])
 
     async def changed(
         self, tenant_id: int, job_ids: Iterable[UUID], batch_ids: Iterable[UUID] = ()

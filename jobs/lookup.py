@@ -3,7 +3,7 @@ twice.
 """
 
 from collections.abc import Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from hashlib import blake2b
 from uuid import UUID
 
@@ -65,7 +65,7 @@ async def get_many(connection: Connection, tenant_id: TenantId, ids: Sequence[UU
 
 def version(job: Job) -> str:
     """A short text that differs whenever anything that a reader sees of the job does."""
-    seen = orjson.dumps(astuple(job), default=str, option=orjson.OPT_NON_STR_KEYS)
+    seen = orjson.dumps(job, default=str, option=orjson.OPT_NON_STR_KEYS)
     return blake2b(seen, digest_size=12).hexdigest()
 
 

@@ -156,7 +156,9 @@ class Attempt:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """A batch with its counts, taken in one snapshot."""
+    """A batch with its counts, taken in one snapshot. `as_of` is the first transaction that the
+    snapshot cannot show: a later snapshot's is never smaller. 0: not asked for.
+    """
 
     id: UUID
     state: BatchState
@@ -167,3 +169,4 @@ class Batch:
     finished_at: datetime | None
     counts: Counts
     follow_ups: Counts
+    as_of: int = 0

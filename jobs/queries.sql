@@ -702,8 +702,19 @@ SELECT state FROM batches WHERE tenant_id = $1 AND id = $2 FOR SHARE;
 -- name: seal_batch
 UPDATE batches SET state = 'running' WHERE tenant_id = $1 AND id = $2 AND state = 'open';
 
--- name: get_batch
-SELECT * FROM counted_batches WHERE tenant_id = $1 AND id = $2;
+-- name: get_batches
+-- What runs is counted once for all of them: `held` has no index by batch. `as_of` orders the snapshots.
+WITH running AS MATERIALIZED (
+    SELECT batch_id, count(*) FILTER (WHERE NOT follow_up) AS running, count(*) FILTER (WHERE follow_up) AS follow_running
+    FROM held WHERE batch_id = ANY($2::uuid[]) GROUP BY batch_id
+)
+SELECT s.*, coalesce(r.running, 0) AS running, coalesce(r.follow_running, 0) AS follow_running,
+    s.total - s.scheduled - coalesce(r.running, 0) - s.succeeded - s.failed - s.cancelled AS queued,
+    s.follow_total - s.follow_scheduled - coalesce(r.follow_running, 0) - s.follow_succeeded - s.follow_failed
+        - s.follow_cancelled AS follow_queued,
+    pg_snapshot_xmax(pg_current_snapshot())::text AS as_of
+FROM summed_batches AS s LEFT JOIN running AS r ON r.batch_id = s.id
+WHERE s.tenant_id = $1 AND s.id = ANY($2::uuid[]);
 
 -- name: list_batches
 SELECT * FROM counted_batches
@@ -773,17 +784,21 @@ SELECT id FROM finished ORDER BY id;
 INSERT INTO events (tenant_id, type, job_id, batch_id, data)
 SELECT * FROM unnest($1::int[], $2::text[], $3::uuid[], $4::uuid[], $5::jsonb[]);
 
+-- name: event_horizon
+-- Whatever committed below `horizon` is seen by every statement from now on, and nothing will be added there; `ahead`
+-- has not begun: no cursor that this database gave lies there or beyond. `dropped` is the newest that retention took.
+SELECT pg_snapshot_xmin(s)::text AS horizon, pg_snapshot_xmax(s)::text AS ahead, d.xid::text AS dropped
+FROM events_dropped AS d, pg_current_snapshot() AS s;
+
 -- name: tenant_events
--- Below the oldest open transaction: whoever reads on from the last row skips nothing. From the cursor's own row on,
--- since one row may stand for two events.
+-- From the cursor's own row on, since one row may stand for two events. Who reads below a horizon taken before, and
+-- goes on after the last row there, skips nothing.
 SELECT xid::text AS xid, n, at, type, kind, job_id, batch_id, settled, data FROM events
-WHERE tenant_id = $1 AND (xid, n) >= ($2::text::xid8, $3) AND xid < pg_snapshot_xmin(pg_current_snapshot())
-ORDER BY events.xid, n LIMIT $4;
+WHERE tenant_id = $1 AND (xid, n) >= ($2::text::xid8, $3) ORDER BY events.xid, n LIMIT $4;
 
 -- name: batch_events
 SELECT xid::text AS xid, n, at, type, kind, job_id, batch_id, settled, data FROM events
-WHERE tenant_id = $1 AND batch_id = $5 AND (xid, n) >= ($2::text::xid8, $3)
-AND xid < pg_snapshot_xmin(pg_current_snapshot()) ORDER BY events.xid, n LIMIT $4;
+WHERE tenant_id = $1 AND batch_id = $5 AND (xid, n) >= ($2::text::xid8, $3) ORDER BY events.xid, n LIMIT $4;
 
 -- name: job_events
 -- An index on every job's events would cost each job its share: the end is found by the transaction that its history
@@ -795,19 +810,7 @@ SELECT e.xid::text AS xid, e.n, e.at, e.type, e.kind, e.job_id, e.batch_id, e.se
     UNION ALL
     SELECT * FROM events WHERE job_id = $5 AND type = 'job.settled'
 ) AS e
-WHERE e.tenant_id = $1 AND (e.xid, e.n) >= ($2::text::xid8, $3) AND e.xid < pg_snapshot_xmin(pg_current_snapshot())
-ORDER BY e.xid, e.n LIMIT $4;
-
--- name: events_dropped
-SELECT xid::text FROM events_dropped;
-
--- name: next_transaction
--- The first that has not begun: no cursor that this database gave lies there or beyond.
-SELECT pg_snapshot_xmax(pg_current_snapshot())::text;
-
--- name: latest_event
--- Everything below is readable now, everything that commits later comes after.
-SELECT pg_snapshot_xmin(pg_current_snapshot())::text;
+WHERE e.tenant_id = $1 AND (e.xid, e.n) >= ($2::text::xid8, $3) ORDER BY e.xid, e.n LIMIT $4;
 
 -- name: lock_wait
 SELECT current_setting('lock_timeout');

@@ -470,15 +470,9 @@ CROSS JOIN LATERAL (
     WHERE j.root_id = f.root_id AND j.lineage @> ARRAY[f.job_id]
 ) AS l;
 
--- A batch's jobs by state, the caller's own and those that they created; queued is what remains of the total.
-CREATE VIEW counted_batches AS
-SELECT
-    b.id, b.tenant_id, b.state, b.run, b.tags, b.callback_url, b.created_at, b.finished_at,
-    c.total, c.scheduled, h.running, c.succeeded, c.failed, c.cancelled,
-    c.total - c.scheduled - h.running - c.succeeded - c.failed - c.cancelled AS queued,
-    c.follow_total, c.follow_scheduled, h.follow_running, c.follow_succeeded, c.follow_failed, c.follow_cancelled,
-    c.follow_total - c.follow_scheduled - h.follow_running - c.follow_succeeded - c.follow_failed
-        - c.follow_cancelled AS follow_queued
+-- What the writers of a batch have counted, the caller's own jobs and those that they created.
+CREATE VIEW summed_batches AS
+SELECT b.id, b.tenant_id, b.state, b.run, b.tags, b.callback_url, b.created_at, b.finished_at, c.*
 FROM batches AS b
 CROSS JOIN LATERAL (
     SELECT
@@ -488,10 +482,18 @@ CROSS JOIN LATERAL (
         coalesce(sum(follow_scheduled), 0) AS follow_scheduled, coalesce(sum(follow_succeeded), 0) AS follow_succeeded,
         coalesce(sum(follow_failed), 0) AS follow_failed, coalesce(sum(follow_cancelled), 0) AS follow_cancelled
     FROM batch_counts WHERE batch_id = b.id
-) AS c
+) AS c;
+
+-- A batch's jobs by state; queued is what remains of the total.
+CREATE VIEW counted_batches AS
+SELECT
+    s.*, h.running, h.follow_running, s.total - s.scheduled - h.running - s.succeeded - s.failed - s.cancelled AS queued,
+    s.follow_total - s.follow_scheduled - h.follow_running - s.follow_succeeded - s.follow_failed - s.follow_cancelled
+        AS follow_queued
+FROM summed_batches AS s
 CROSS JOIN LATERAL (
     SELECT count(*) FILTER (WHERE NOT follow_up) AS running, count(*) FILTER (WHERE follow_up) AS follow_running
-    FROM held WHERE batch_id = b.id
+    FROM held WHERE batch_id = s.id
 ) AS h;
 
 -- Hot and small: vacuum by churn, not by size.

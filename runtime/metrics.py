@@ -134,6 +134,10 @@ KEYS_REFUSED = _counter(
     "xnai_keys_refused_total", "Requests that no API key let in, by reason.", ["reason"]
 )
 EVENTS_SENT = _counter("xnai_events_sent_total", "Server-sent events written.", ["stream"])
+WATCHERS = _gauge("xnai_watchers", "Open event streams and long polls.", ["stream"])
+SLOW_READERS = _counter(
+    "xnai_slow_readers_total", "Event streams cut off because their reader took nothing."
+)
 PROCESS_RESTARTS = _counter(
     "xnai_process_restarts_total", "Processes of the stack that died and were restarted.", ["role"]
 )

@@ -181,6 +181,12 @@ class Settings(BaseSettings):
     wait_max_s: float = Field(
         60.0, ge=0, le=600, description="Longest `Prefer: wait` of the API, in seconds."
     )
+    watchers_max: int = Field(
+        4000,
+        ge=1,
+        le=1_000_000,
+        description="Event streams and long polls that one API process holds open.",
+    )
     stream_max_s: float = Field(
         3600.0,
         ge=0.05,

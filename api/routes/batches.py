@@ -10,15 +10,28 @@ from uuid import UUID
 
 from fastapi import Path, Query, Request, Response, status
 
+from api import waiting
 from api.auth import Principal, Reader, Submitter
 from api.batch_requests import BatchRequest, PartRequest, read_batch, read_part
-from api.deps import LIST_DEFAULT, Cursor, IdempotencyKey, Limit, Services, WithServices
+from api.deps import (
+    LIST_DEFAULT,
+    Cursor,
+    IdempotencyKey,
+    IfNoneMatch,
+    Limit,
+    Prefer,
+    Services,
+    WithServices,
+    etags,
+    wait_seconds,
+)
 from api.errors import ProblemType
 from api.idempotency import Work, answer_once, fingerprint, respond
 from api.openapi import json_or_ndjson, problems
 from api.paging import bad_cursor
 from api.quotas import Counted, admit_one
 from api.routing import router as make_router
+from api.sights import Place
 from api.views import BatchView, Page, View, batch_view
 from jobs import batches
 from jobs.errors import BatchNotOpen, JobsRefused
@@ -260,11 +273,34 @@ async def list_batches(
     return Page[BatchView](data=[batch_view(b) for b in page.batches], next_cursor=page.next_cursor)
 
 
-@router.get("/batches/{batch_id}", responses=problems(ProblemType.NOT_FOUND))
-async def get_batch(services: WithServices, principal: Reader, batch_id: BatchId) -> BatchView:
-    """A batch and its counts, from one snapshot."""
-    async with services.connection() as connection:
-        return batch_view(await batches.get(connection, principal.tenant_id, batch_id))
+@router.get(
+    "/batches/{batch_id}",
+    response_model=BatchView,
+    responses={
+        304: waiting.UNCHANGED,
+        **problems(ProblemType.NOT_FOUND, ProblemType.TOO_MANY_WATCHERS),
+    },
+)
+async def get_batch(
+    request: Request,
+    services: WithServices,
+    principal: Reader,
+    batch_id: BatchId,
+    if_none_match: IfNoneMatch = None,
+    prefer: Prefer = None,
+) -> Response:
+    """A batch and its counts, from one snapshot. With `Prefer: wait=N`, once it differs from
+    `If-None-Match`, or from what it is now.
+    """
+    wait_s = wait_seconds(prefer, services.settings.wait_max_s)
+    known, place = etags(if_none_match), Place(principal.tenant_id, batch_id)
+    if wait_s is None:
+        seen = await waiting.read_batch(services, place)
+    else:
+        seen = await waiting.until_batch_changed(
+            request, services, place, known=known, wait_s=wait_s
+        )
+    return waiting.answer(seen, known, wait_s)
 
 
 @router.post("/batches/{batch_id}/cancel", responses=problems(ProblemType.NOT_FOUND))

@@ -14,7 +14,7 @@ from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
 from api import paging
-from api.auth import Principal, Reader, Submitter
+from api.auth import Reader, Submitter
 from api.deps import (
     LIST_DEFAULT,
     Cursor,
@@ -175,14 +175,14 @@ async def create_document(
     async with services.transaction() as connection:
         await work(connection)
     services.announcer.announce(ready_of(s.accepted for s in submitted))
-    return await _answer(services, principal, submitted[0], prefer)
+    return await _answer(request, services, submitted[0], prefer)
 
 
 async def _answer(
-    services: Services, principal: Principal, submitted: Submitted, prefer: str | None
+    request: Request, services: Services, submitted: Submitted, prefer: str | None
 ) -> Response:
     wait_s = wait_seconds(prefer, services.settings.wait_max_s)
-    return await settled_response(services, principal, submitted, wait_s)
+    return await settled_response(request, services, submitted, wait_s)
 
 
 @router.get("/documents")

@@ -18,6 +18,7 @@ from api.deps import (
     Prefer,
     Services,
     WithServices,
+    etags,
     wait_seconds,
 )
 from api.errors import Problem, ProblemType, field_error, invalid, invalid_fields
@@ -26,6 +27,7 @@ from api.job_requests import JobRequest, Moment, RequestModel, Tags, checker
 from api.openapi import problems
 from api.paging import bad_cursor
 from api.routing import router as make_router
+from api.sights import Place
 from api.submissions import Submitted, enqueue
 from api.views import AttemptView, JobView, Page, attempt_view, job_view
 from jobs import ledger, lookup
@@ -86,7 +88,7 @@ async def submit_job(
         fields = [field_error(r.pointer, r.detail) for r in error.refusals]
         raise invalid_fields(fields) from None
     wait_s = wait_seconds(prefer, services.settings.wait_max_s)
-    return await settled_response(services, principal, submitted, wait_s)
+    return await settled_response(request, services, submitted, wait_s)
 
 
 async def _check_room(services: Services, principal: Principal, new: NewJob) -> None:
@@ -119,21 +121,21 @@ async def _submit_once(
 
 
 async def settled_response(
-    services: Services, principal: Principal, submitted: Submitted, wait_s: float | None
+    request: Request, services: Services, submitted: Submitted, wait_s: float | None
 ) -> Response:
     """200 with the settled job; 202 with what it is when it was not waited for, or when the time is
     over.
     """
-    if not wait_s:
+    place = Place(submitted.job.tenant_id, submitted.job.id)
+    # It is accepted: that must be told, also when nobody else may wait here.
+    if not wait_s or not services.places.is_free(place.tenant_id):
         return respond(accepted_response(submitted))
-    job, progress = await waiting.until_settled(
-        services, principal.tenant_id, submitted.job.id, wait_s
-    )
-    view = job_view(job, progress, deduplicated=submitted.accepted.deduplicated or None)
-    is_done = job.settled or submitted.accepted.deduplicated
+    seen = await waiting.until_settled(request, services, place, wait_s)
+    view = job_view(seen.job, seen.progress, deduplicated=submitted.accepted.deduplicated or None)
+    is_done = seen.is_final or submitted.accepted.deduplicated
     code = status.HTTP_200_OK if is_done else status.HTTP_202_ACCEPTED
     headers = {"Location": view.links["self"], "Preference-Applied": f"wait={wait_s:g}"}
-    return _json(view, code, headers)
+    return Response(view.model_dump_json(), code, headers, media_type="application/json")
 
 
 def accepted_response(submitted: Submitted) -> StoredAnswer:
@@ -142,11 +144,6 @@ def accepted_response(submitted: Submitted) -> StoredAnswer:
     view = job_view(submitted.job, deduplicated=is_known or None)
     code = status.HTTP_200_OK if is_known else status.HTTP_202_ACCEPTED
     return StoredAnswer(code, {"Location": view.links["self"]}, view.model_dump_json().encode())
-
-
-def _json(view: JobView, code: int, headers: dict[str, str]) -> Response:
-    """The view as it is: FastAPI would validate it once more."""
-    return Response(view.model_dump_json(), code, headers, media_type="application/json")
 
 
 @router.get("/jobs", response_model=Page[JobView])
@@ -190,9 +187,13 @@ async def list_jobs(
 @router.get(
     "/jobs/{job_id}",
     response_model=JobView,
-    responses={304: {"description": "Unchanged."}, **problems(ProblemType.NOT_FOUND)},
+    responses={
+        304: waiting.UNCHANGED,
+        **problems(ProblemType.NOT_FOUND, ProblemType.TOO_MANY_WATCHERS),
+    },
 )
 async def get_job(
+    request: Request,
     services: WithServices,
     principal: Reader,
     job_id: JobId,
@@ -203,27 +204,12 @@ async def get_job(
     now.
     """
     wait_s = wait_seconds(prefer, services.settings.wait_max_s)
-    known = _etags(if_none_match)
+    known, place = etags(if_none_match), Place(principal.tenant_id, job_id)
     if wait_s is None:
-        job, progress = await waiting.read(services, principal.tenant_id, job_id)
+        seen = await waiting.read_job(services, place)
     else:
-        seen = next(iter(known)) if len(known) == 1 else None
-        job, progress = await waiting.until_changed(
-            services, principal.tenant_id, job_id, seen=seen, wait_s=wait_s
-        )
-    tag = waiting.etag(job, progress)
-    headers = {"ETag": tag, "Cache-Control": "private, no-cache"}
-    if wait_s is not None:
-        headers["Preference-Applied"] = f"wait={wait_s:g}"
-    if tag in known or "*" in known:
-        return Response(status_code=status.HTTP_304_NOT_MODIFIED, headers=headers)
-    return _json(job_view(job, progress), status.HTTP_200_OK, headers)
-
-
-def _etags(header: str | None) -> set[str]:
-    """The entity tags of If-None-Match; weak ones compare as strong (RFC 9110 §13.1.2)."""
-    tags = (tag.strip().removeprefix("W/") for tag in (header or "").split(","))
-    return {tag for tag in tags if tag}
+        seen = await waiting.until_job_changed(request, services, place, known=known, wait_s=wait_s)
+    return waiting.answer(seen, known, wait_s)
 
 
 @router.patch("/jobs/{job_id}", responses=problems(ProblemType.NOT_FOUND, ProblemType.CONFLICT))

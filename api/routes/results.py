@@ -83,7 +83,7 @@ async def _first_page(
 ) -> tuple[Batch, list[ResultLine]]:
     """The batch and then its lines, so that those of a finished batch are complete."""
     deadline = anyio.current_time() + wait_s
-    with services.hub.watch(principal.tenant_id, batch_id=batch_id) as watcher:
+    with services.hub.watch(principal.tenant_id, batch_id) as watcher:
         while True:
             async with services.connection() as connection:
                 batch = await batches.get(connection, principal.tenant_id, batch_id)
@@ -97,7 +97,7 @@ async def _first_page(
             is_over = batch.state is BatchState.FINISHED or services.hub.is_closing
             if page or is_over or left_s <= 0:
                 return batch, page
-            await watcher.wait(min(left_s, services.hub.poll_s))
+            await watcher.wait(left_s)
 
 
 async def _pages(

@@ -72,7 +72,9 @@ FROM new_job
 """
 
 # What runs is a few thousand jobs at most: an index by batch or slot would cost every claim.
-SMALL_IN_FACT = {(name, "held") for name in ("get_batch", "beat", "ended_holding", "held_by_slot")}
+SMALL_IN_FACT = {
+    (name, "held") for name in ("get_batches", "beat", "ended_holding", "held_by_slot")
+}
 ANALYSE = f"ANALYZE {', '.join(BIG)}"
 
 
@@ -122,7 +124,7 @@ def _arguments(slot: SlotId, ids: list[UUID]) -> dict[str, tuple[object, ...]]:
         "job_states": (1, ids),
         "known_jobs": (1, ids),
         "attempts": (1, ids[0]),
-        "get_batch": (1, batch),
+        "get_batches": (1, [batch]),
         "batch_results": (1, batch, "0", ids[0], 100),
         "lock_expired": (100, None),
         "request_cancel": (ids, None),
