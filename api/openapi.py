@@ -8,10 +8,13 @@ from typing import Any
 
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
+from fastapi.routing import APIRoute
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
+from api.auth import Requires
 from api.errors import MEDIA_TYPE, ProblemType, invalid
+from api.openapi_links import add_links
 from api.views import ProblemView
 from jobs.kinds import KindRegistry
 
@@ -24,6 +27,7 @@ _EVERYWHERE = (
     ProblemType.FORBIDDEN,
     ProblemType.INVALID,
     ProblemType.UNAVAILABLE,
+    ProblemType.RATE_LIMITED,
 )
 _WITH_BODY = (ProblemType.TOO_LARGE, ProblemType.TOO_SLOW, ProblemType.MEDIA_TYPE)
 # Not FastAPI's HTTPBearer: every request would solve it again, after Authentication did the work.
@@ -36,6 +40,12 @@ _SECURITY = {
     }
 }
 _BODY_MODELS: dict[str, type[BaseModel]] = {}
+
+
+_WITH_RETRY_AFTER = {
+    *(ProblemType.QUEUE_FULL, ProblemType.UNAVAILABLE, ProblemType.IN_FLIGHT),
+    *(ProblemType.RATE_LIMITED, ProblemType.QUOTA_EXCEEDED),
+}
 
 
 def problems(*types: ProblemType) -> dict[int | str, Json]:
@@ -127,7 +137,21 @@ def _build(app: FastAPI, kinds: KindRegistry) -> Json:
     for path, operations in found["paths"].items():
         for operation in operations.values():
             _complete(path, operation)
+    add_links(found["paths"])
+    _tell_roles(app, found["paths"])
     return found
+
+
+def _tell_roles(app: FastAPI, paths: Json) -> None:
+    """Say which role each operation wants, as no security scheme of OpenAPI can."""
+    for route in app.routes:
+        if isinstance(route, APIRoute) and route.include_in_schema:
+            for check in (d.call for d in route.dependant.dependencies):
+                if isinstance(check, Requires):
+                    for method in route.methods or ():
+                        told = paths[route.path][method.lower()]
+                        told["x-required-role"] = check.role.label
+                        told["x-of-installation"] = check.of_installation
 
 
 def _complete(path: str, operation: Json) -> None:
@@ -189,7 +213,7 @@ def _problem_response(type_: ProblemType) -> Json:
         else type_.title,
     }
     headers = {}
-    if type_ in {ProblemType.QUEUE_FULL, ProblemType.UNAVAILABLE, ProblemType.IN_FLIGHT}:
+    if type_ in _WITH_RETRY_AFTER:
         headers = {"Retry-After": {"schema": {"type": "integer"}, "description": "Seconds."}}
     if type_ is ProblemType.NO_KEY:
         headers = {"WWW-Authenticate": {"schema": {"type": "string"}}}

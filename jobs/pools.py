@@ -77,11 +77,22 @@ async def list_tenants_pools(
     """These pools as a tenant may see them: which are paused and why, and its own jobs, counted
     among the oldest TENANTS_JOBS_MAX. Slots and rates are everybody's: none are told.
     """
+    found = await connection.fetch(
+        QUERIES["list_tenants_pools"], tenant_id, list(names), TENANTS_JOBS_MAX
+    )
     return [
-        Pool(**dict(row), paused_by=None, slots=0, drained_per_s=0.0)
-        for row in await connection.fetch(
-            QUERIES["list_tenants_pools"], tenant_id, list(names), TENANTS_JOBS_MAX
+        Pool(
+            name=row["name"],
+            paused_at=row["paused_at"],
+            paused_by=None,
+            paused_reason=row["paused_reason"],
+            queued=row["queued"],
+            running=row["running"],
+            slots=0,
+            oldest_s=None if row["oldest_s"] is None else max(0.0, row["oldest_s"]),
+            drained_per_s=0.0,
         )
+        for row in found
     ]
 
 

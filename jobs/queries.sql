@@ -874,7 +874,7 @@ WITH live AS (
     LEFT JOIN LATERAL (SELECT job_id FROM held WHERE job_id = j.id OFFSET 0) AS h ON true
 )
 SELECT names.name, p.paused_at, p.paused_reason, count(live.queued) AS queued, count(live.running) AS running,
-    greatest(0, extract(epoch FROM clock_timestamp() - min(live.since)))::float8 AS oldest_s
+    extract(epoch FROM clock_timestamp() - min(live.since))::float8 AS oldest_s
 FROM (SELECT unnest($2::text[]) AS name UNION SELECT pool FROM live) AS names
 LEFT JOIN pools AS p ON p.name = names.name
 LEFT JOIN live ON live.pool = names.name

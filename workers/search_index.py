@@ -133,7 +133,8 @@ class SearchIndexes:
             if state.generation != held.generation:
                 held.words = {}
             held.view, held.generation = view, state.generation
-            label = f"{tenant_id}/{collection}"
+            # Not by its name, which is its tenant's affair: metrics are for everybody inside.
+            label = str(state.collection_id)
             metrics.INDEX_GENERATION.labels(label).set(state.generation)
         finally:
             held.catching_up = None

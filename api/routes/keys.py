@@ -51,7 +51,7 @@ class KeyRequest(RequestModel):
     expires_at: Moment | None = None
 
 
-class RotateRequest(RequestModel):
+class RotationRequest(RequestModel):
     """How long the secret of before holds on; 0 ends it at once, as when it has leaked."""
 
     overlap_s: Annotated[float, Field(ge=0, le=OVERLAP_S_MAX)] = ROTATION_OVERLAP_S
@@ -127,7 +127,7 @@ async def rotate_key(
     principal: Admin,
     audit: WithAudit,
     key_id: KeyId,
-    rotation: Annotated[RotateRequest | None, Body()] = None,
+    rotation: Annotated[RotationRequest | None, Body()] = None,
     tenant: OfTenant = None,
 ) -> CreatedKeyView:
     """Give a key a new secret, shown once; the old one holds for a day, or for `overlap_s`. The one
