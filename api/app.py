@@ -26,6 +26,7 @@ from api.routes import (
     collections,
     deliveries,
     documents,
+    egress,
     events,
     health,
     jobs,
@@ -42,6 +43,7 @@ from api.routes import (
 )
 from api.sights import Sights
 from api.submissions import Submissions
+from api.tenant_policies import TenantPolicies
 from api.turns import Turns
 from api.watch import Hub
 from corpus.search_client import SearchClient
@@ -72,6 +74,7 @@ _RESOURCES = (
     workers,
     keys,
     tenants,
+    egress,
     audit,
 )
 
@@ -148,12 +151,12 @@ async def _services(settings: Settings) -> AsyncIterator[tuple[Services, TaskGro
                 quotas=QuotaGuard(postgres, kinds),
                 rates=Rates(postgres),
                 search=search,
-                egress=EgressPolicy(settings.egress_allow),
+                egress=TenantPolicies(postgres, EgressPolicy(settings.egress_allow)),
                 owned=owned,
             )
             loops = (
                 *(services.submissions, announcer, services.hub, services.sights, availability),
-                services.authenticator,
+                *(services.authenticator, services.egress),
             )
             for loop in loops:
                 owned.start_soon(loop.run)

@@ -21,6 +21,8 @@ type Action = Literal[
     "key.rotated",
     "key.revoked",
     "quotas.changed",
+    "egress.allowed",
+    "egress.removed",
     "pool.paused",
     "pool.resumed",
     "limit.set",

@@ -71,7 +71,7 @@ async def read_batch(
         raise invalid("/jobs", "an open batch begins empty: append its jobs in parts")
     if sent.callback_url is not None:
         try:
-            services.egress.check_literal(sent.callback_url)
+            judge.egress.check_literal(sent.callback_url)
         except EgressDenied as error:
             raise invalid("/callback_url", str(error)) from None
     _check_jobs(sent.jobs, judge, spool)

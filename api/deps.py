@@ -25,6 +25,7 @@ from api.quotas import QuotaGuard
 from api.rates import Rates
 from api.sights import Sights
 from api.submissions import Submissions
+from api.tenant_policies import TenantPolicies
 from api.turns import Turns
 from api.watch import Hub
 from corpus.search_client import SearchClient
@@ -34,7 +35,6 @@ from jobs.kinds import KindRegistry
 from jobs.live import LiveStream
 from jobs.model import TenantId
 from jobs.spool_room import SpoolRoom
-from runtime.egress import EgressPolicy
 from runtime.ids import uuid7
 from runtime.postgres import Connection, Pool
 from runtime.settings import Settings
@@ -67,7 +67,7 @@ class Services:
     quotas: QuotaGuard
     rates: Rates
     search: SearchClient
-    egress: EgressPolicy
+    egress: TenantPolicies
     owned: TaskGroup
 
     @asynccontextmanager

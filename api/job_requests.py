@@ -26,6 +26,7 @@ from api.auth import Principal
 from api.errors import FieldError, Problem, ProblemType, field_error, from_pydantic
 from api.keys import Role
 from api.limits import too_large
+from api.tenant_policies import TenantPolicies
 from jobs.kinds import MAX_PAYLOAD_BYTES, CrawlPayload, Kind, KindRegistry, Text, UnknownKind, Url
 from jobs.model import JsonObject, NewJob, Unique
 from jobs.spool import Spool, Terms
@@ -232,9 +233,9 @@ def _adapter(model: type[BaseModel]) -> TypeAdapter[BaseModel]:
     return TypeAdapter(model)
 
 
-def checker(kinds: KindRegistry, egress: EgressPolicy, principal: Principal) -> JobChecker:
+def checker(kinds: KindRegistry, egress: TenantPolicies, principal: Principal) -> JobChecker:
     """The checker of what this caller submits."""
-    return JobChecker(kinds, egress, principal.role)
+    return JobChecker(kinds, egress.of(principal.tenant_id), principal.role)
 
 
 def _urls(payload: BaseModel, callback_url: str | None) -> Iterator[tuple[str, str]]:

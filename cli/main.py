@@ -15,6 +15,7 @@ from cli import (
     chaos,
     dead,
     doctor,
+    egress,
     ingest,
     jobs,
     knowledge,
@@ -61,6 +62,7 @@ app.add_typer(operate.schedules, name="schedules", rich_help_panel="Operate")
 app.add_typer(operate.webhooks, name="webhooks", rich_help_panel="Operate")
 app.add_typer(operate.pools, name="pools", rich_help_panel="Operate")
 app.command("workers", rich_help_panel="Operate")(operate.workers)
+app.add_typer(egress.egress, name="egress", rich_help_panel="Operate")
 app.add_typer(operate.keys, name="keys", rich_help_panel="Operate")
 
 

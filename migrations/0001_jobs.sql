@@ -9,6 +9,15 @@ CREATE TABLE tenants (
 );
 INSERT INTO tenants (id, name) VALUES (1, 'default');
 
+-- What an admin of the installation lets one tenant reach beside XNAI_EGRESS_ALLOW (docs/decisions/0028).
+CREATE TABLE tenant_egress (
+    tenant_id   int NOT NULL REFERENCES tenants (id),
+    entry       text NOT NULL CHECK (length(entry) BETWEEN 1 AND 255),
+    note        text NOT NULL CHECK (length(note) <= 500),
+    created_at  timestamptz NOT NULL DEFAULT now(),
+    PRIMARY KEY (tenant_id, entry)
+);
+
 CREATE TABLE pools (
     name           text PRIMARY KEY,
     paused_at      timestamptz,

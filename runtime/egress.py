@@ -26,6 +26,7 @@ __all__ = [
     "Target",
     "guarded_client",
     "parse_target",
+    "tls_context",
 ]
 
 # A name with a hundred dead addresses must not hold a connection slot for a hundred timeouts.
@@ -58,8 +59,11 @@ def guarded_client(
 
 
 @cache
-def _tls() -> ssl.SSLContext:
-    # Reading the authorities takes as long as a hundred small requests, and all clients share them.
+def tls_context() -> ssl.SSLContext:
+    """What every guarded connection verifies servers by.
+
+    One for all: reading the authorities takes as long as a hundred small requests.
+    """
     return httpx.create_ssl_context(trust_env=False)
 
 
@@ -71,7 +75,7 @@ class GuardedTransport(httpx.AsyncBaseTransport):
     ) -> None:
         self._policy = policy
         self._pool = httpcore.AsyncConnectionPool(
-            ssl_context=verify or _tls(),
+            ssl_context=verify or tls_context(),
             max_connections=limits.max_connections,
             max_keepalive_connections=limits.max_keepalive_connections,
             keepalive_expiry=limits.keepalive_expiry,

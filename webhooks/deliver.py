@@ -14,6 +14,7 @@ from uuid import UUID
 import anyio
 import asyncpg
 
+from jobs import tenant_egress
 from runtime import metrics
 from runtime.logs import logger
 from runtime.postgres import UNREACHABLE, Connection, Pool
@@ -130,7 +131,9 @@ class Deliverer:
                 return
             async with self.pool.acquire() as connection:
                 moment = await outbox.database_now(connection, now)
-            answer = await send(self.wire, owed, now=moment)
+                entries = await tenant_egress.entries_of(connection, owed.tenant_id)
+            async with self.wire.of(entries) as wire:
+                answer = await send(wire, owed, now=moment)
             is_accepted = answer.is_success
             await self._finish(owed, answer, now)
         except _POSTPONED as error:

@@ -11,12 +11,13 @@ from contextvars import ContextVar
 from dataclasses import replace
 from typing import Any, override
 
+import anyio
 import anyio.lowlevel
 import httpcore
 import httpx
 
 from runtime import metrics
-from runtime.egress import EgressDenied, EgressPolicy, GuardedBackend
+from runtime.egress import EgressDenied, EgressPolicy, GuardedBackend, tls_context
 from runtime.egress_policy import Resolver
 from webhooks.lanes import TOTAL
 
@@ -36,12 +37,27 @@ class Wire:
     def __init__(self, policy: EgressPolicy) -> None:
         self._policy = replace(policy, resolver=_noted(policy))
         self._pool = httpcore.AsyncConnectionPool(
-            ssl_context=httpx.create_ssl_context(),
+            ssl_context=tls_context(),
             max_connections=TOTAL,
             max_keepalive_connections=KEPT_ALIVE,
             keepalive_expiry=KEPT_ALIVE_S,
             network_backend=_BoundedBackend(GuardedBackend(self._policy)),
         )
+
+    @asynccontextmanager
+    async def of(self, entries: Sequence[str]) -> AsyncIterator["Wire"]:
+        """Itself, or one for a tenant that may reach more: a connection that is kept open would
+        otherwise lead the next tenant where only this one may go.
+        """
+        if not entries:
+            yield self
+            return
+        own = Wire(self._policy.plus(entries))
+        try:
+            yield own
+        finally:
+            with anyio.CancelScope(shield=True):
+                await own.aclose()
 
     async def aclose(self) -> None:
         """Close what is still open."""

@@ -133,7 +133,10 @@ async def create_webhook(
     async with services.transaction() as connection:
         await admit_one(connection, principal.tenant_id, principal.quotas, Counted.WEBHOOKS)
         made, secret = await endpoints.create(
-            connection, principal.tenant_id, spec, policy=services.egress
+            connection,
+            principal.tenant_id,
+            spec,
+            policy=services.egress.of(principal.tenant_id),
         )
         await audit.record(connection, "webhook.created", made.id, url=made.url)
     response.headers["Location"] = f"/v1/webhooks/{made.id}"
@@ -186,7 +189,11 @@ async def change_webhook(
             enabled=old.disabled_at is None if patch.enabled is None else patch.enabled,
         )
         changed = await endpoints.update(
-            connection, principal.tenant_id, webhook_id, spec, policy=services.egress
+            connection,
+            principal.tenant_id,
+            webhook_id,
+            spec,
+            policy=services.egress.of(principal.tenant_id),
         )
         changes = patch.model_dump(include=patch.model_fields_set)
         await audit.record(connection, "webhook.changed", webhook_id, **changes)

@@ -52,9 +52,13 @@ def _number(draw: st.DrawFn, value: int) -> str:
 
 
 def _mangled(draw: st.DrawFn, text: str) -> str:
-    ways = (str, lambda one: one.translate(_WIDE), lambda one: f"%{ord(one):02x}")
-    ways = (*ways, lambda one: quote(one.translate(_WIDE)))
-    return "".join(draw(st.sampled_from(ways))(one) for one in text)
+    ways = {
+        "plain": text,
+        "wide": text.translate(_WIDE),
+        "escaped": "".join(f"%{ord(one):02x}" for one in text),
+        "wide and escaped": quote(text.translate(_WIDE)),
+    }
+    return ways[draw(st.sampled_from(sorted(ways)))]
 
 
 @st.composite

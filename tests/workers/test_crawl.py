@@ -12,9 +12,9 @@ from typing import cast
 
 import pytest
 
-from jobs import slots
+from jobs import slots, tenant_egress
 from jobs.errors import Retry, StaleToken
-from jobs.model import JsonObject, JsonValue
+from jobs.model import DEFAULT_TENANT, JsonObject, JsonValue
 from jobs.outcomes import Completed
 from runtime.postgres import Pool
 from runtime.redis import Client
@@ -152,6 +152,20 @@ async def test_a_server_that_asks_for_time_gets_it(desk: Desk, site: Site) -> No
     with pytest.raises(Retry) as raised:
         await crawl(desk, f"{site.url}/busy.html")
     assert (raised.value.type, raised.value.after_s) == ("throttled", 7200.0)
+
+
+async def test_a_tenant_reaches_what_it_was_allowed_until_that_is_taken_away(
+    desk: Desk, site: Site
+) -> None:
+    strict = desk.on(desk.settings.model_copy(update={"egress_allow": ()}))
+    async with desk.postgres.acquire() as connection:
+        await tenant_egress.allow(connection, DEFAULT_TENANT, "127.0.0.1")
+    reached = await strict.work("crawl", {"url": f"{site.url}/a.html"})
+    assert reached["pages"] == {"fetched": 1, "unchanged": 0, "failed": 0, "blocked": 0}
+    async with desk.postgres.acquire() as connection:
+        assert await tenant_egress.remove(connection, DEFAULT_TENANT, "127.0.0.1")
+    refused = await strict.work("crawl", {"url": f"{site.url}/a.html"})
+    assert refused["pages"] == {"fetched": 0, "unchanged": 0, "failed": 0, "blocked": 1}
 
 
 async def test_a_private_address_is_blocked_at_fetch(desk: Desk) -> None:

@@ -5,6 +5,8 @@ crash finds the pages it had, and enqueues only what the first one did not: noth
 twice.
 """
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from uuid import UUID
 
@@ -20,6 +22,7 @@ from crawl.limits import CrawlLimits
 from crawl.pages import CrawlReport, CrawlRequest, Outcome, Page, Reason, Validators
 from crawl.robots import Robots
 from crawl.site import crawl_site
+from jobs import tenant_egress
 from jobs.errors import Retry
 from jobs.kinds import CrawlPayload
 from jobs.model import JsonObject, NewJob
@@ -83,24 +86,42 @@ def _user_agent() -> str:
 
 async def handle(run: Run[CrawlPayload]) -> JsonObject:
     """Crawl; Retry when nothing was reached for a reason that may pass."""
-    tools = tools_of(run.services)
     sink = _Sink(run)
-    report = await crawl_site(
-        _request(run.payload),
-        client=tools.client,
-        extractor=tools.extractor,
-        known=sink.known,
-        on_page=sink.page,
-        on_unchanged=sink.unchanged,
-        on_progress=run.progress,
-        limits=tools.limits,
-        robots=tools.robots,
-    )
+    async with _tools_for(run) as tools:
+        report = await crawl_site(
+            _request(run.payload),
+            client=tools.client,
+            extractor=tools.extractor,
+            known=sink.known,
+            on_page=sink.page,
+            on_unchanged=sink.unchanged,
+            on_progress=run.progress,
+            limits=tools.limits,
+            robots=tools.robots,
+        )
     await sink.flush()
     for outcome, count in report.pages.items():
         metrics.CRAWL_PAGES.labels(outcome=outcome.value).inc(count)
     _retry_if_nothing_was_reached(report)
     return _result(report, sink)
+
+
+@asynccontextmanager
+async def _tools_for(run: Run[CrawlPayload]) -> AsyncIterator[Tools]:
+    """The slot's tools, or some with a client of its own for a tenant that may reach more.
+
+    A connection that is kept open, or rules of robots.txt that are remembered, would otherwise lead
+    the next tenant where only this one may go.
+    """
+    tools = tools_of(run.services)
+    async with run.services.postgres.acquire() as connection:
+        entries = await tenant_egress.entries_of(connection, run.job.tenant_id)
+    if not entries:
+        yield tools
+        return
+    policy = _policy(run.services.settings).plus(entries)
+    async with crawl_client(policy, user_agent=_user_agent(), limits=tools.limits) as client:
+        yield Tools(client, tools.extractor, Robots(client, tools.limits), tools.limits)
 
 
 def _request(payload: CrawlPayload) -> CrawlRequest:
