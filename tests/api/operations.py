@@ -263,6 +263,20 @@ OPERATIONS: dict[str, Operation] = {
     "change_quotas": Operation(
         ADMIN, lambda _: [Sent(json={"live_jobs": 5})], of_installation=True
     ),
+    "check_url": Operation(
+        ADMIN,
+        lambda w: [
+            Sent(json={"url": "http://10.0.0.1/"}),
+            Sent(json={"url": "http://10.0.0.1/", "tenant": w.tenant}),
+        ],
+    ),
+    "list_entries": Operation(ADMIN, of_installation=True),
+    "allow_entry": Operation(
+        ADMIN, lambda _: [Sent(json={"entry": "10.0.0.0/8"})], of_installation=True
+    ),
+    "remove_entry": Operation(
+        ADMIN, lambda _: [Sent(params={"entry": "10.0.0.0/8"})], of_installation=True
+    ),
     "list_acts": Operation(ADMIN, lambda w: [Sent(), Sent(params={"key_id": w.key})]),
 }
 
