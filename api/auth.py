@@ -80,11 +80,12 @@ class Authenticator:
     that were revoked, and notes their last use.
     """
 
-    def __init__(self, postgres: Pool) -> None:
+    def __init__(self, postgres: Pool, clock: Callable[[], float] = time.monotonic) -> None:
         self._postgres = postgres
+        self._clock = clock
         self._known: OrderedDict[bytes, _Known] = OrderedDict()
         self._used_at: dict[UUID, datetime] = {}
-        self._guesses = Guesses()
+        self._guesses = Guesses(clock)
         self._streams: dict[anyio.CancelScope, Principal] = {}
 
     async def authenticate(self, header: str | None, address: str) -> Principal:
@@ -93,7 +94,7 @@ class Authenticator:
         # The cache is keyed by a hash of the whole key, so a lookup tells nothing about any part of
         # it.
         digest = hashlib.sha256(text.encode()).digest()
-        known, now = self._known.get(digest), time.monotonic()
+        known, now = self._known.get(digest), self._clock()
         if known is not None and (
             now < known.fresh_until or (known.is_asked and now < known.trusted_until)
         ):
@@ -169,7 +170,7 @@ class Authenticator:
             return await self._verify(text, digest, address, is_known=False)
         known.is_asked = True
         try:
-            is_known = time.monotonic() < known.known_until
+            is_known = self._clock() < known.known_until
             return await self._verify(text, digest, address, is_known=is_known)
         finally:
             known.is_asked = False
@@ -200,7 +201,7 @@ class Authenticator:
         principal = Principal(
             key.id, key.tenant_id, key.tenant, key.name, key.role, rotation, granted
         )
-        now, left_s = time.monotonic(), KNOWN_S
+        now, left_s = self._clock(), KNOWN_S
         if (ends_at := key.ends_at(rotation)) is not None:
             left_s = min(left_s, (ends_at - datetime.now(UTC)).total_seconds())
         self._known[digest] = _Known(
