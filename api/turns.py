@@ -25,6 +25,11 @@ class Turns:
     def __init__(self) -> None:
         self._turns: dict[Hashable, _Turn] = {}
 
+    @property
+    def keys(self) -> int:
+        """How many keys are held or waited for."""
+        return len(self._turns)
+
     @asynccontextmanager
     async def of(self, key: Hashable, wait_s: float) -> AsyncIterator[None]:
         """Hold the key for a block; raises IdempotencyInFlight when it is not free in time."""

@@ -27,9 +27,13 @@ class ApiError(XnaiError):
 
     exit_code = EXIT_FAILED
 
-    def __init__(self, status: int, problem: Mapping[str, Any]) -> None:
+    def __init__(
+        self, status: int, problem: Mapping[str, Any], retry_after_s: float | None = None
+    ) -> None:
         self.status = status
         self.problem = problem
+        # When to ask again, for what passes by itself: None for what does not.
+        self.retry_after_s = retry_after_s
         super().__init__(_explain(status, problem))
 
 
@@ -136,13 +140,31 @@ class Api:
                 return
 
     @contextmanager
-    def events(self, path: str) -> Iterator[Iterator[ServerEvent]]:
-        """Server-sent events of a job, a batch or the tenant, until either side ends."""
-        with self._reachable(), self._http.stream("GET", path, timeout=TIMEOUT) as response:
+    def events(self, path: str, *, last_id: str | None = None) -> Iterator[Iterator[ServerEvent]]:
+        """Server-sent events of a job, a batch or the tenant, after `last_id`, until either side
+        ends.
+        """
+        headers = {"Last-Event-ID": last_id} if last_id else {}
+        with self.stream(path, headers=headers) as response:
+            yield _parse_events(lines_of(response))
+
+    @contextmanager
+    def stream(
+        self,
+        path: str,
+        *,
+        params: Mapping[str, Any] | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> Iterator[httpx.Response]:
+        """GET an answer that is read as it comes; raises ApiNotReachable when it breaks off."""
+        with (
+            self._reachable(),
+            self._http.stream("GET", path, params=_given(params), headers=headers) as response,
+        ):
             if response.is_error:
                 response.read()
                 raise _problem(response)
-            yield _parse_events(response.iter_lines())
+            yield response
 
     @contextmanager
     def _reachable(self) -> Iterator[None]:
@@ -160,12 +182,31 @@ class Api:
         return response.json() if response.content else {}
 
 
+def lines_of(response: httpx.Response) -> Iterator[str]:
+    """The lines of an answer as they come. Those of httpx end at U+2028, too, which JSON may
+    hold.
+    """
+    rest = b""
+    for chunk in response.iter_bytes():
+        *whole, rest = (rest + chunk).split(b"\n")
+        for line in whole:
+            yield line.decode()
+    if rest:
+        yield rest.decode()
+
+
 def _problem(response: httpx.Response) -> ApiError:
     try:
         problem = response.json()
     except ValueError:
         problem = {"title": response.reason_phrase or f"HTTP {response.status_code}"}
-    return ApiError(response.status_code, problem if isinstance(problem, Mapping) else {})
+    told = problem if isinstance(problem, Mapping) else {}
+    return ApiError(response.status_code, told, _retry_after_s(response))
+
+
+def _retry_after_s(response: httpx.Response) -> float | None:
+    text = response.headers.get("Retry-After", "")
+    return float(text[:9]) if text.isascii() and text.isdecimal() else None
 
 
 def _parse_events(lines: Iterator[str]) -> Iterator[ServerEvent]:

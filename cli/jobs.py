@@ -1,8 +1,7 @@
-"""Verbs about single jobs: submit, list, show, cancel, retry, watch."""
+"""Verbs about single jobs: submit, list, show, cancel, retry."""
 
 import json
 import sys
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -10,7 +9,7 @@ import typer
 from cli.client import Api, Document
 from cli.options import settings_of
 from cli.output import AsJson, Limit, console, print_fields, print_json, print_table, short_error
-from cli.watching import follow_batch, follow_job
+from cli.watching import follow_job
 from runtime.errors import EXIT_FAILED
 
 jobs = typer.Typer(help="List, show, cancel and retry jobs.", no_args_is_help=True)
@@ -100,23 +99,34 @@ def finish_with(job: Document, *, as_json: bool) -> None:
     if as_json:
         print_json(job)
     else:
-        print_fields(
-            {
-                "id": job["id"],
-                "kind": job["kind"],
-                "state": job["state"],
-                "because": job.get("state_reason"),
-                "result": job.get("result"),
-                "error": short_error(job.get("error")) or None,
-                "follow-ups": _counts(job.get("follow_ups")),
-            }
-        )
+        show_job(job)
+    end_by(job)
+
+
+def show_job(job: Document) -> None:
+    """Print what a job came to."""
+    print_fields(
+        {
+            "id": job["id"],
+            "kind": job["kind"],
+            "state": job["state"],
+            "because": job.get("state_reason"),
+            "result": job.get("result"),
+            "error": short_error(job.get("error")) or None,
+            "follow-ups": counts_text(job.get("follow_ups")),
+        }
+    )
+
+
+def end_by(job: Document) -> None:
+    """Exit 1 when the job, or one that it created, ended without success."""
     follow_ups = job.get("follow_ups") or {}
     if job["state"] in ("failed", "cancelled") or follow_ups.get("failed"):
         raise typer.Exit(EXIT_FAILED)
 
 
-def _counts(counts: Document | None) -> str | None:
+def counts_text(counts: Document | None) -> str | None:
+    """Counts in words; None where there is nothing to count."""
     if not counts or not counts.get("total"):
         return None
     return ", ".join(f"{count} {state}" for state, count in counts.items() if count)
@@ -204,102 +214,3 @@ def _each(context: typer.Context, job_ids: list[str], verb: str, *, as_json: boo
         return
     for job in done:
         console.print(f"{job['id']}  {job['state']}")
-
-
-def watch(
-    context: typer.Context,
-    id_: Annotated[str, typer.Argument(metavar="ID", help="Of a job or a batch.")],
-    *,
-    as_json: AsJson = False,
-) -> None:
-    """Watch a job or a batch until it is settled."""
-    from cli.client import ApiError
-
-    with Api(settings_of(context)) as api:
-        try:
-            api.get(f"/v1/jobs/{id_}")
-        except ApiError as error:
-            if error.status != 404:
-                raise
-            finish_batch(follow_batch(api, id_, quiet=as_json), as_json=as_json)
-            return
-        finish_with(follow_job(api, id_, quiet=as_json), as_json=as_json)
-
-
-def finish_batch(batch: Document, *, as_json: bool) -> None:
-    """Print a batch; exit 1 when some of its jobs ended without success."""
-    if as_json:
-        print_json(batch)
-    else:
-        print_fields(
-            {
-                "id": batch["id"],
-                "state": batch["state"],
-                "jobs": _counts(batch["counts"]),
-                "follow-ups": _counts(batch["follow_ups"]),
-            }
-        )
-    if any(batch[name]["failed"] + batch[name]["cancelled"] for name in ("counts", "follow_ups")):
-        raise typer.Exit(EXIT_FAILED)
-
-
-batch = typer.Typer(help="Submit, show and cancel batches.", no_args_is_help=True)
-
-
-@batch.command("submit")
-def submit_batch(
-    context: typer.Context,
-    file: Annotated[
-        Path,
-        typer.Argument(
-            exists=True, dir_okay=False, allow_dash=True, help="NDJSON, one job a line."
-        ),
-    ],
-    *,
-    wait: Annotated[bool, typer.Option("--wait", help="Wait until the batch is finished.")] = False,
-    idempotency_key: Annotated[
-        str | None, typer.Option(help="Makes a repeated submit harmless.")
-    ] = None,
-    as_json: AsJson = False,
-) -> None:
-    """Submit a batch: all of its jobs or none."""
-    headers = {"Content-Type": "application/x-ndjson"}
-    if idempotency_key:
-        headers["Idempotency-Key"] = idempotency_key
-    stream = sys.stdin.buffer if str(file) == "-" else file.open("rb")
-    with stream, Api(settings_of(context)) as api:
-        created = api.post(
-            "/v1/batches", content=iter(lambda: stream.read(65536), b""), headers=headers
-        )
-        if wait:
-            created = follow_batch(api, created["id"], quiet=as_json)
-    finish_batch(created, as_json=as_json)
-
-
-@batch.command("show")
-def show_batch(context: typer.Context, batch_id: str, *, as_json: AsJson = False) -> None:
-    """Show a batch and its counts."""
-    with Api(settings_of(context)) as api:
-        found = api.get(f"/v1/batches/{batch_id}")
-    if as_json:
-        print_json(found)
-    else:
-        print_fields({name: value for name, value in found.items() if name != "links"})
-
-
-@batch.command("results")
-def results(context: typer.Context, batch_id: str) -> None:
-    """Print the batch's results so far as NDJSON."""
-    with Api(settings_of(context)) as api:
-        sys.stdout.write(api.send("GET", f"/v1/batches/{batch_id}/results").text)
-
-
-@batch.command("cancel")
-def cancel_batch(context: typer.Context, batch_id: str, *, as_json: AsJson = False) -> None:
-    """Cancel what is live in a batch; finished work is kept."""
-    with Api(settings_of(context)) as api:
-        found = api.post(f"/v1/batches/{batch_id}/cancel")
-    if as_json:
-        print_json(found)
-    else:
-        console.print(f"{found['id']}  {found['state']}  {_counts(found['counts'])}")

@@ -11,6 +11,7 @@ from rich.markup import escape
 
 from cli import (
     backup,
+    batches,
     bench,
     chaos,
     dead,
@@ -22,6 +23,7 @@ from cli import (
     operate,
     operations,
     processes,
+    watch,
 )
 from cli.output import errors
 from runtime.errors import EXIT_FAILED, XnaiError
@@ -50,8 +52,8 @@ app.command("backup", rich_help_panel="Stack")(backup.backup)
 app.command("restore", rich_help_panel="Stack")(backup.restore)
 app.command("submit", rich_help_panel="Jobs")(jobs.submit)
 app.add_typer(jobs.jobs, name="jobs", rich_help_panel="Jobs")
-app.add_typer(jobs.batch, name="batch", rich_help_panel="Jobs")
-app.command("watch", rich_help_panel="Jobs")(jobs.watch)
+app.add_typer(batches.batch, name="batch", rich_help_panel="Jobs")
+app.command("watch", rich_help_panel="Jobs")(watch.watch)
 app.add_typer(dead.dead, name="dead", rich_help_panel="Jobs")
 app.add_typer(operations.operations, name="operations", rich_help_panel="Jobs")
 app.command("crawl", rich_help_panel="Text")(knowledge.crawl)

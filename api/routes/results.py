@@ -109,7 +109,7 @@ async def _pages(
 ) -> AsyncIterator[bytes]:
     """Page by page; no connection is held while a slow reader takes its time."""
     while page:
-        yield b"".join(map(_line, page))
+        yield _one_line_each(b"".join(map(_line, page)))
         cursor = page[-1].cursor
         page = await _next_page(services, principal, batch_id, cursor)
 
@@ -148,6 +148,20 @@ def _line(line: ResultLine) -> bytes:
         },
         option=orjson.OPT_APPEND_NEWLINE,
     )
+
+
+# JSON may hold these as they are, and many a reader takes them for the end of a line.
+_LINE_ENDS = (
+    ("\u2028".encode(), b"\\u2028"),
+    ("\u2029".encode(), b"\\u2029"),
+    ("\x85".encode(), b"\\u0085"),
+)
+
+
+def _one_line_each(page: bytes) -> bytes:
+    for raw, escaped in _LINE_ENDS:
+        page = page.replace(raw, escaped)
+    return page
 
 
 def _as_is(text: str | None) -> orjson.Fragment | None:

@@ -1,11 +1,12 @@
 """Batches: counts, parts, results, the end."""
 
+from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
 import anyio
 import pytest
 
-from jobs import batches, ledger
+from jobs import batches, ledger, retention
 from jobs.batches import NewBatch
 from jobs.errors import BatchNotFound, BatchNotOpen, IdempotencyMismatch, JobsRefused
 from jobs.model import DEFAULT_TENANT, Batch, NewJob, TenantId
@@ -132,6 +133,35 @@ async def test_an_open_batch_takes_each_part_once_until_it_is_sealed(desk: Desk)
         with pytest.raises(BatchNotOpen):
             await append("p4", probe())
         assert (await append("p3", probe())).replayed
+
+
+async def test_an_open_batch_that_nobody_adds_to_is_sealed(desk: Desk) -> None:
+    now = datetime.now(UTC)
+    async with desk.pool.acquire() as connection:
+
+        async def opened() -> UUID:
+            new = NewBatch(BatchState.OPEN)
+            return await batches.create(
+                connection, DEFAULT_TENANT, new, now=now - timedelta(days=8)
+            )
+
+        forgotten, used = await opened(), await opened()
+        with spooled(probe()) as spool:
+            await batches.append(
+                connection,
+                DEFAULT_TENANT,
+                used,
+                spool,
+                part_key="p",
+                request_hash=b"",
+                kinds=desk.kinds,
+            )
+        await retention.prune(connection, days=7)
+        states = [
+            await batches.state_of(connection, DEFAULT_TENANT, id_) for id_ in (forgotten, used)
+        ]
+        assert states == [BatchState.RUNNING, BatchState.OPEN]
+        assert await batches.finish_due(connection) == [forgotten]
 
 
 async def test_a_sealed_batch_of_nothing_finishes(desk: Desk) -> None:
