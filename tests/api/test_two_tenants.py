@@ -34,7 +34,7 @@ CANARY = "canary7f3a"
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]\d\d:\d\d)")
 _SECRET = re.compile(r"(whsec|xnai)_[A-Za-z0-9+/=_-]+|(?<=\"prefix\":\")[0-9a-f]{12}")
-_NUMBER = re.compile(r'("(?:oldest_s|took_ms)":)[0-9.]+')
+_NUMBER = re.compile(r'("(?:oldest_s|took_ms)":|\bretry: )[0-9.]+')
 _VOLATILE = {"last_used_at", "took_ms", "oldest_s"}
 
 
