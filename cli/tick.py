@@ -13,6 +13,7 @@ import anyio
 import asyncpg
 from anyio.abc import TaskStatus
 
+from api import audit
 from corpus import purge, uploads
 from jobs import dispatch, retention
 from jobs.kinds import load_kinds
@@ -58,7 +59,7 @@ async def run_tick(settings: "Settings", notifier: "Notifier") -> None:
         async with anyio.create_task_group() as group, anyio.create_task_group() as ticking:
             stop = await ticking.start(_watch_signals)
             group.start_soon(partial(deliverer.run, poll_s=min(settings.tick_s, DELIVERY_POLL_S)))
-            ticking.start_soon(_forget, pool, settings.retention_days)
+            ticking.start_soon(_forget, pool, settings)
             ticking.start_soon(partial(operations.run, poll_s=settings.tick_s))
             await ticking.start(partial(ticker.run, poll_s=settings.tick_s))
             notifier.ready()
@@ -83,17 +84,18 @@ async def _watch_signals(*, task_status: TaskStatus[anyio.Event]) -> None:
             stop.set()
 
 
-async def _forget(pool: Pool, days: int) -> None:
-    """Make the days to come their partitions, and drop what is older than `days`."""
+async def _forget(pool: Pool, settings: "Settings") -> None:
+    """Make the days to come their partitions, and drop what retention lets go."""
     while True:
         try:
-            await _forget_once(pool, days)
+            await _forget_once(pool, settings)
         except (*UNREACHABLE, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
             log.warning("retention_postponed", error=str(error))
         await anyio.sleep(RETENTION_EVERY_S)
 
 
-async def _forget_once(pool: Pool, days: int) -> None:
+async def _forget_once(pool: Pool, settings: "Settings") -> None:
+    days = settings.retention_days
     async with pool.acquire() as connection:
         await retention.make_partitions(connection)
         while (await retention.prune(connection, days=days)).more:
@@ -107,4 +109,6 @@ async def _forget_once(pool: Pool, days: int) -> None:
             continue
         await circuits.prune(connection, before=now - FAILING_KEPT)
         while await prune_fires(connection, before=before):
+            continue
+        while await audit.prune(connection, days=settings.audit_days):
             continue
