@@ -9,7 +9,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequen
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from uuid import UUID
 
 import anyio
 import anyio.abc
@@ -20,10 +19,9 @@ from crawl.errors import PageError
 from crawl.fetch import crawl_client, fetch
 from crawl.limits import CrawlLimits
 from crawl.pages import Reason
-from jobs.model import DEFAULT_TENANT
 from runtime.egress import EgressPolicy
 from tests.runtime.ssrf_cases import ANSWERS, CORPUS, INNER, LOCATIONS, REBINDINGS, SAFE, Rebinding
-from webhooks.model import Owed
+from tests.webhooks.test_request import OWED
 from webhooks.request import send
 from webhooks.wire import Wire
 
@@ -32,19 +30,6 @@ pytestmark = pytest.mark.anyio
 _AGENT = "xnai/0.1 (+https://example.org/bot)"
 _LIMITS = CrawlLimits()
 _NOW = datetime(2026, 5, 1, tzinfo=UTC)
-_OWED = Owed(
-    id=UUID(int=1),
-    tenant_id=DEFAULT_TENANT,
-    endpoint_id=None,
-    url="",
-    lane="",
-    type="job.settled",
-    occurred_at=_NOW,
-    data={},
-    attempt=1,
-    failures=0,
-    secrets=(),
-)
 _CONNECTS: list[str] = []
 
 
@@ -121,7 +106,7 @@ def delivering(policy: EgressPolicy) -> Opened:
     wire = Wire(policy)
 
     async def visit(url: str) -> str | None:
-        return (await send(wire, replace(_OWED, url=url), now=_NOW)).error_type
+        return (await send(wire, replace(OWED, url=url), now=_NOW)).error_type
 
     return Opened(aclosing(wire), visit)
 
