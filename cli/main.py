@@ -24,6 +24,7 @@ from cli import (
     operations,
     processes,
     watch,
+    webhooks,
 )
 from cli.output import errors
 from runtime.errors import EXIT_FAILED, XnaiError
@@ -61,7 +62,7 @@ app.command("ingest", rich_help_panel="Text")(ingest.ingest)
 app.command("search", rich_help_panel="Text")(knowledge.search)
 app.command("ask", rich_help_panel="Text")(knowledge.ask)
 app.add_typer(operate.schedules, name="schedules", rich_help_panel="Operate")
-app.add_typer(operate.webhooks, name="webhooks", rich_help_panel="Operate")
+app.add_typer(webhooks.webhooks, name="webhooks", rich_help_panel="Operate")
 app.add_typer(operate.pools, name="pools", rich_help_panel="Operate")
 app.command("workers", rich_help_panel="Operate")(operate.workers)
 app.add_typer(egress.egress, name="egress", rich_help_panel="Operate")

@@ -1,4 +1,4 @@
-"""Verbs of operators and admins: pools, workers, schedules, webhooks, keys."""
+"""Verbs of operators and admins: pools, workers, schedules, keys."""
 
 import json
 from typing import Annotated
@@ -11,7 +11,6 @@ from cli.output import AsJson, Limit, console, print_fields, print_json, print_t
 
 pools = typer.Typer(help="List, pause and resume pools.", invoke_without_command=True)
 schedules = typer.Typer(help="Run jobs by the clock.", no_args_is_help=True)
-webhooks = typer.Typer(help="Have events delivered to your own addresses.", no_args_is_help=True)
 keys = typer.Typer(help="Create and revoke API keys.", no_args_is_help=True)
 
 Id = Annotated[str, typer.Argument(metavar="ID")]
@@ -162,37 +161,6 @@ def runs(
     )
 
 
-@webhooks.command("list")
-def list_webhooks(context: typer.Context, *, as_json: AsJson = False) -> None:
-    """Every endpoint."""
-    columns = ("id", "url", "events", "disabled_at")
-    _print_list(context, "/v1/webhooks", columns, empty="no webhooks", as_json=as_json)
-
-
-@webhooks.command("create")
-def create_webhook(
-    context: typer.Context,
-    url: str,
-    events: Annotated[
-        list[str], typer.Argument(help="Event types, e.g. job.settled batch.finished.")
-    ],
-    *,
-    as_json: AsJson = False,
-) -> None:
-    """Create an endpoint; its secret is shown once."""
-    _act(context, "/v1/webhooks", {"url": url, "events": events}, as_json=as_json)
-
-
-@webhooks.command("deliveries")
-def deliveries(
-    context: typer.Context, webhook_id: Id, *, limit: Limit = 50, as_json: AsJson = False
-) -> None:
-    """What was sent to an endpoint, and what it answered."""
-    columns = ("id", "type", "state", "attempt", "reason", "occurred_at")
-    path = f"/v1/webhooks/{webhook_id}/deliveries"
-    _print_list(context, path, columns, empty="nothing delivered yet", as_json=as_json, limit=limit)
-
-
 @keys.command("list")
 def list_keys(context: typer.Context, *, as_json: AsJson = False) -> None:
     """Every key, without its secret."""
@@ -217,18 +185,4 @@ _verb(schedules, "pause", "/v1/schedules/{id}/pause", "Fire no more until resume
 _verb(schedules, "resume", "/v1/schedules/{id}/resume", "Fire again.")
 _verb(schedules, "trigger", "/v1/schedules/{id}/trigger", "Fire now, beside the schedule.")
 _deletion(schedules, "delete", "/v1/schedules/{id}", "Delete a schedule; its jobs stay.")
-_verb(webhooks, "test", "/v1/webhooks/{id}/test", "Send a test event to an endpoint.")
-_verb(
-    webhooks,
-    "rotate",
-    "/v1/webhooks/{id}/rotate",
-    "Give an endpoint a new secret; the old one signs along for a while.",
-)
-_verb(
-    webhooks,
-    "redeliver",
-    "/v1/deliveries/{id}/redeliver",
-    "Send a delivery again, with the same webhook-id.",
-)
-_deletion(webhooks, "delete", "/v1/webhooks/{id}", "Delete an endpoint.")
 _deletion(keys, "revoke", "/v1/keys/{id}", "Revoke a key at once.")

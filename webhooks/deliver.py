@@ -32,6 +32,7 @@ DISABLE_FAILURES_MIN = 10
 DISABLE_AFTER_S = 5 * 86_400.0
 _FINISH_WITHIN_S = outbox.LEASE_S - TIMEOUT_S - 5.0
 _FINISH_AGAIN_S = 1.0
+_TOGETHER_S = 0.01
 _POSTPONED = (*UNREACHABLE, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError)
 
 log = logger("webhooks")
@@ -58,6 +59,8 @@ class Deliverer:
                     pause_s = await self._pass(group, poll_s)
                     with anyio.move_on_after(pause_s):
                         await self._freed.wait()
+                        # Those that end together are followed by one claim, not by one each.
+                        await anyio.sleep(_TOGETHER_S)
 
     def stop(self) -> None:
         """Take nothing new."""
@@ -65,8 +68,10 @@ class Deliverer:
 
     async def deliver_due(self, now: datetime | None = None) -> int:
         """Claim once, deliver all of it, wait for the last; answers how many there were."""
+        async with self.pool.acquire() as connection:
+            moment = await outbox.database_now(connection, now)
         async with anyio.create_task_group() as group:
-            owed = await self._claim(now)
+            owed = await self._claim(moment)
             for item in owed:
                 group.start_soon(self._deliver, item, now)
         return len(owed)
@@ -76,7 +81,7 @@ class Deliverer:
         try:
             ahead = await self._prepare()
             if ahead.due_in_s is not None and ahead.due_in_s <= 0:
-                for item in await self._claim(None):
+                for item in await self._claim(ahead.now):
                     group.start_soon(self._deliver, item, None)
         except _POSTPONED as error:
             log.warning("delivery_postponed", error=str(error))
@@ -102,14 +107,13 @@ class Deliverer:
         # Events that another deliverer reads just now are not waited for.
         return after if is_read else replace(after, has_events=False)
 
-    async def _claim(self, now: datetime | None) -> list[Owed]:
+    async def _claim(self, now: datetime) -> list[Owed]:
         """Lease what there is room for. Each has entered its lane and has its secrets."""
         room = self.lanes.room()
         if room.total <= 0:
             return []
-        async with self.pool.acquire() as connection, connection.transaction():
-            moment = await outbox.database_now(connection, now)
-            claimed = await outbox.claim(connection, room, now=moment)
+        async with self.pool.acquire() as connection:
+            claimed = await outbox.claim(connection, room, now=now)
             owed = [await self._with_secrets(connection, item) for item in claimed]
         for item in owed:
             self.lanes.enter(item.lane)
@@ -130,10 +134,9 @@ class Deliverer:
                 await self._finish(owed, None, now)
                 return
             async with self.pool.acquire() as connection:
-                moment = await outbox.database_now(connection, now)
                 entries = await tenant_egress.entries_of(connection, owed.tenant_id)
             async with self.wire.of(entries) as wire:
-                answer = await send(wire, owed, now=moment)
+                answer = await send(wire, owed, now=owed.claimed_at)
             is_accepted = answer.is_success
             await self._finish(owed, answer, now)
         except _POSTPONED as error:
@@ -168,22 +171,23 @@ class Deliverer:
                 await anyio.sleep(_FINISH_AGAIN_S)
 
     async def _record(self, owed: Owed, answer: Answer | None, now: datetime | None) -> str:
-        """One transaction: the outcome, its line in the log, and what it means for the lane.
+        """One transaction: the outcome, its line in the log, and what it means for the lane. Timed
+        by the claim, whose clock is the database's.
 
         An endpoint is disabled in one of its own, after it: a change of the endpoint locks it
         before what is owed to it. Who dies in between leaves it to the next failure.
         """
+        moment = now or owed.claimed_at + timedelta(seconds=answer.duration_s if answer else 0.0)
         async with self.pool.acquire() as connection:
+            if answer is None:
+                reason = owed.undeliverable or ""
+                await outbox.discard(connection, owed, reason=reason, now=moment)
+                return "discarded"
+            if answer.is_success:
+                lanes = _answering(owed)
+                await outbox.deliver(connection, owed, answer, closing=lanes, now=moment)
+                return "delivered"
             async with connection.transaction():
-                moment = await outbox.database_now(connection, now)
-                if answer is None:
-                    reason = owed.undeliverable or ""
-                    await outbox.discard(connection, owed, reason=reason, now=moment)
-                    return "discarded"
-                if answer.is_success:
-                    await outbox.deliver(connection, owed, answer, now=moment)
-                    await circuits.close(connection, _answering(owed))
-                    return "delivered"
                 reason, due_at = self._verdict(owed, answer, moment)
                 if due_at is not None:
                     is_ours = await outbox.retry(connection, owed, answer, due_at=due_at)

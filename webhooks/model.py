@@ -80,6 +80,7 @@ class Owed:
     data: JsonObject
     attempt: int
     failures: int
+    claimed_at: datetime
     secrets: tuple[Secret, ...]
     undeliverable: str | None = None
 

@@ -4,11 +4,10 @@ Two deliverers never hold one row at once, and a dead one's rows come back when 
 the other way in: events are fanned out to the endpoints that want them. Sends nothing itself.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from uuid import UUID
-
-from asyncpg import Record
 
 from jobs import events
 from jobs.events import NewEvent
@@ -17,7 +16,7 @@ from runtime.postgres import Connection
 from runtime.sql import load_queries
 from webhooks import rows
 from webhooks.lanes import Room
-from webhooks.model import Answer, DeliveryState, Endpoint, Owed
+from webhooks.model import Answer, Endpoint, Owed
 
 QUERIES = load_queries("webhooks")
 OUTBOX = load_queries("webhooks", "outbox")
@@ -30,10 +29,11 @@ FAILING = "failing"
 
 @dataclass(frozen=True, slots=True)
 class Outlook:
-    """What there is to do. `due_in_s` is negative when something is due, None when nothing is owed;
-    of the open circuits some wait for their probe, of others it is due.
+    """What there is to do at `now`. `due_in_s` is negative when something is due, None when nothing
+    is owed; of the open circuits some wait for their probe, of others it is due.
     """
 
+    now: datetime
     has_events: bool
     due_in_s: float | None
     has_redeliveries: bool
@@ -67,15 +67,22 @@ async def claim(connection: Connection, room: Room, *, now: datetime) -> list[Ow
     return [rows.owed(row) for row in claimed]
 
 
-async def deliver(connection: Connection, owed: Owed, answer: Answer, *, now: datetime) -> bool:
-    """The receiver accepted. False when the lease had passed to another deliverer."""
-    await _log(connection, owed, answer)
-    return await _finish(connection, owed, None, now, failures=0)
+async def deliver(
+    connection: Connection, owed: Owed, answer: Answer, *, closing: Sequence[str], now: datetime
+) -> bool:
+    """The receiver accepted: it is in the log, and the circuits of the lanes `closing` are closed.
+
+    False when the lease had passed to another deliverer. Commits by itself outside of a
+    transaction.
+    """
+    arguments = _log_line(owed, answer)
+    done = await connection.fetchval(OUTBOX["deliver_owed"], *arguments, closing, now)
+    return done is not None
 
 
 async def retry(connection: Connection, owed: Owed, answer: Answer, *, due_at: datetime) -> bool:
     """The receiver did not accept: due again. False when the lease had passed to another."""
-    await _log(connection, owed, answer)
+    await connection.execute(OUTBOX["log_attempt"], *_log_line(owed, answer))
     return (
         await connection.fetchval(OUTBOX["retry_owed"], owed.id, owed.attempt, due_at) is not None
     )
@@ -85,8 +92,9 @@ async def bury(
     connection: Connection, owed: Owed, answer: Answer, *, reason: str, now: datetime
 ) -> bool:
     """No further attempt: a dead letter. False when the lease had passed to another deliverer."""
-    await _log(connection, owed, answer)
-    return await _finish(connection, owed, reason, now, failures=1)
+    await connection.execute(OUTBOX["log_attempt"], *_log_line(owed, answer))
+    buried = await connection.fetchval(OUTBOX["bury_owed"], owed.id, owed.attempt, reason, now)
+    return buried is not None
 
 
 async def discard(connection: Connection, owed: Owed, *, reason: str, now: datetime) -> int:
@@ -136,6 +144,7 @@ async def look(connection: Connection, now: datetime | None = None) -> Outlook:
         detail = "a SELECT of one row answered none"
         raise RuntimeError(detail)
     return Outlook(
+        now=row["now"],
         has_events=row["has_events"],
         due_in_s=row["due_in_s"],
         has_redeliveries=row["has_redeliveries"],
@@ -144,19 +153,8 @@ async def look(connection: Connection, now: datetime | None = None) -> Outlook:
     )
 
 
-async def _finish(
-    connection: Connection, owed: Owed, reason: str | None, now: datetime, *, failures: int
-) -> bool:
-    state = DeliveryState.DELIVERED if reason is None else DeliveryState.DEAD
-    finished: Record | None = await connection.fetchrow(
-        OUTBOX["finish_owed"], owed.id, owed.attempt, failures, state, reason, now
-    )
-    return finished is not None
-
-
-async def _log(connection: Connection, owed: Owed, answer: Answer) -> None:
-    await connection.execute(
-        OUTBOX["log_attempt"],
+def _log_line(owed: Owed, answer: Answer) -> tuple[object, ...]:
+    return (
         owed.id,
         owed.attempt,
         owed.tenant_id,

@@ -53,7 +53,7 @@ WITH RECURSIVE lanes AS (
     WHERE id = ANY(ARRAY(SELECT id FROM due WHERE is_proven OR turn <= $7 ORDER BY turn LIMIT $2))
     RETURNING outbox.*
 )
-SELECT claimed.*, callback.secret AS callback_secret, endpoint.secret,
+SELECT claimed.*, $1::timestamptz AS claimed_at, callback.secret AS callback_secret, endpoint.secret,
     coalesce(endpoint.previous_secret, callback.previous_secret) AS previous_secret,
     coalesce(endpoint.previous_secret_until, callback.previous_secret_until) > $1 AS previous_is_valid,
     CASE
@@ -66,13 +66,34 @@ LEFT JOIN webhook_endpoints AS endpoint ON endpoint.id = claimed.endpoint_id
 LEFT JOIN callback_secrets AS callback ON callback.tenant_id = claimed.tenant_id AND claimed.endpoint_id IS NULL
 ORDER BY claimed.id;
 
--- name: finish_owed
--- Delivered, or dead for good. Nothing happens when the lease has passed to another deliverer.
+-- name: deliver_owed
+-- Accepted: out of what is owed, into the log, and nothing is held against its lanes any more. One statement, since
+-- nearly all deliveries end so. Nothing is moved when the lease has passed to another deliverer.
+WITH done AS (
+    DELETE FROM outbox WHERE id = $1 AND attempt = $2 RETURNING *
+), closed AS (
+    DELETE FROM webhook_circuits WHERE lane = ANY($15::text[])
+), logged AS (
+    INSERT INTO delivery_attempts (
+        delivery_id, attempt, tenant_id, started_at, duration_s, url, request_headers, request_body,
+        address, status, response_headers, response_body, error_type, error_detail
+    )
+    VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)
+    ON CONFLICT (delivery_id, attempt) DO NOTHING
+)
+INSERT INTO deliveries (id, tenant_id, endpoint_id, url, type, occurred_at, data, attempt, failures, state, finished_at)
+SELECT id, tenant_id, endpoint_id, url, type, occurred_at, data, attempt, failures, 'delivered', $16
+FROM done
+ON CONFLICT (id) DO NOTHING
+RETURNING id;
+
+-- name: bury_owed
+-- Dead for good. Nothing happens when the lease has passed to another deliverer.
 WITH done AS (
     DELETE FROM outbox WHERE id = $1 AND attempt = $2 RETURNING *
 )
 INSERT INTO deliveries (id, tenant_id, endpoint_id, url, type, occurred_at, data, attempt, failures, state, reason, finished_at)
-SELECT id, tenant_id, endpoint_id, url, type, occurred_at, data, attempt, failures + $3, $4, $5, $6
+SELECT id, tenant_id, endpoint_id, url, type, occurred_at, data, attempt, failures + 1, 'dead', $3, $4
 FROM done
 ON CONFLICT (id) DO NOTHING
 RETURNING id;
@@ -116,7 +137,8 @@ ON CONFLICT (delivery_id, attempt) DO NOTHING;
 -- name: look
 -- What there is to do, asked often and read-only: events to fan out, when the next delivery is due (null: none is owed),
 -- whether a redelivery waits, and how many circuits are open, waiting for their probe or with one due.
-SELECT EXISTS (
+SELECT coalesce($1::timestamptz, clock_timestamp()) AS now,
+    EXISTS (
         SELECT FROM webhook_cursor AS cursor
         WHERE cursor.xid >= pg_snapshot_xmin(pg_current_snapshot()) OR EXISTS (
             SELECT FROM events

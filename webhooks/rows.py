@@ -37,6 +37,7 @@ def owed(row: Record) -> Owed:
         data=row["data"],
         attempt=row["attempt"],
         failures=row["failures"],
+        claimed_at=row["claimed_at"],
         secrets=_secrets(row),
         undeliverable=row["undeliverable"],
     )

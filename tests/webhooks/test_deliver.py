@@ -296,7 +296,7 @@ async def test_a_dead_deliverers_delivery_comes_back_under_the_same_id(post: Pos
         late = Answer(NOON, 59.0, {}, "", status=500, error_type="refused")
         assert not await outbox.retry(connection, zombie, late, due_at=NOON)
         assert not await outbox.bury(connection, zombie, late, reason="late", now=NOON)
-        assert not await outbox.deliver(connection, zombie, late, now=NOON)
+        assert not await outbox.deliver(connection, zombie, late, closing=[], now=NOON)
     delivery, log = await post.get(delivery_id)
     assert (delivery.state, delivery.attempt) == (DELIVERED, 2)
     assert [line.attempt for line in log] == [1, 2]

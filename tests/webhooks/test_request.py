@@ -23,6 +23,7 @@ OWED = Owed(
     data={"id": "j", "batch_id": None},
     attempt=1,
     failures=0,
+    claimed_at=datetime(2026, 5, 1, 12, 1, tzinfo=UTC),
     secrets=(),
 )
 
