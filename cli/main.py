@@ -19,6 +19,7 @@ from cli import (
     egress,
     ingest,
     jobs,
+    keys,
     knowledge,
     operate,
     operations,
@@ -66,7 +67,9 @@ app.add_typer(webhooks.webhooks, name="webhooks", rich_help_panel="Operate")
 app.add_typer(operate.pools, name="pools", rich_help_panel="Operate")
 app.command("workers", rich_help_panel="Operate")(operate.workers)
 app.add_typer(egress.egress, name="egress", rich_help_panel="Operate")
-app.add_typer(operate.keys, name="keys", rich_help_panel="Operate")
+app.add_typer(keys.keys, name="keys", rich_help_panel="Operate")
+app.add_typer(keys.quotas, name="quotas", rich_help_panel="Operate")
+app.command("audit", rich_help_panel="Operate")(keys.audit)
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""Verbs of operators and admins: pools, workers, schedules, keys."""
+"""Verbs of operators and admins: pools, workers, schedules."""
 
 import json
 from typing import Annotated
@@ -11,7 +11,6 @@ from cli.output import AsJson, Limit, console, print_fields, print_json, print_t
 
 pools = typer.Typer(help="List, pause and resume pools.", invoke_without_command=True)
 schedules = typer.Typer(help="Run jobs by the clock.", no_args_is_help=True)
-keys = typer.Typer(help="Create and revoke API keys.", no_args_is_help=True)
 
 Id = Annotated[str, typer.Argument(metavar="ID")]
 
@@ -161,28 +160,8 @@ def runs(
     )
 
 
-@keys.command("list")
-def list_keys(context: typer.Context, *, as_json: AsJson = False) -> None:
-    """Every key, without its secret."""
-    columns = ("id", "name", "prefix", "role", "created_at", "expires_at", "last_used_at")
-    _print_list(context, "/v1/keys", columns, empty="no keys", as_json=as_json)
-
-
-@keys.command("create")
-def create_key(
-    context: typer.Context,
-    name: str,
-    *,
-    role: Annotated[str, typer.Option(help="reader, submitter, operator or admin.")] = "submitter",
-    as_json: AsJson = False,
-) -> None:
-    """Create a key; it is shown once."""
-    _act(context, "/v1/keys", {"name": name, "role": role}, as_json=as_json)
-
-
 _verb(pools, "resume", "/v1/pools/{id}/resume", "Let slots claim from a pool again.")
 _verb(schedules, "pause", "/v1/schedules/{id}/pause", "Fire no more until resumed.")
 _verb(schedules, "resume", "/v1/schedules/{id}/resume", "Fire again.")
 _verb(schedules, "trigger", "/v1/schedules/{id}/trigger", "Fire now, beside the schedule.")
 _deletion(schedules, "delete", "/v1/schedules/{id}", "Delete a schedule; its jobs stay.")
-_deletion(keys, "revoke", "/v1/keys/{id}", "Revoke a key at once.")
