@@ -237,6 +237,8 @@ def _server_settings(
         # index leads to the rows, take it: reading a table as a whole may then be slow, and locks
         # its rows in no order.
         "enable_seqscan": "off",
+        # And follow its order, instead of gathering and sorting all that may match.
+        "random_page_cost": "1.1",
         "statement_timeout": _milliseconds(statement_timeout_s),
         "lock_timeout": _milliseconds(lock_timeout_s),
         "idle_in_transaction_session_timeout": _milliseconds(IDLE_IN_TRANSACTION_TIMEOUT_S),
