@@ -109,9 +109,9 @@ class SecretView(View):
 class RotateRequest(RequestModel):
     """How long the old secret signs beside the new one; 0 ends it at once, as when it leaked."""
 
-    overlap_s: Annotated[
-        float, Field(ge=0, le=ROTATION_OVERLAP_MAX_S, allow_inf_nan=False, strict=False)
-    ] = ROTATION_OVERLAP_S
+    overlap_s: Annotated[float, Field(ge=0, le=ROTATION_OVERLAP_MAX_S, allow_inf_nan=False)] = (
+        ROTATION_OVERLAP_S
+    )
 
 
 class TestView(View):
