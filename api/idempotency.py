@@ -4,7 +4,7 @@ answer again.
 
 import hashlib
 from collections.abc import Awaitable, Callable
-from contextlib import AbstractAsyncContextManager, nullcontext
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
 
 import anyio
 from fastapi import Request, Response
@@ -49,7 +49,15 @@ async def answer_once(
     again. `turn` is entered by whoever has the key, before a connection is taken.
     """
     deadline = anyio.current_time() + wait_s
-    async with services.turns.of((principal.tenant_id, key), wait_s), turn or nullcontext():
+    async with AsyncExitStack() as waits:
+        await waits.enter_async_context(services.turns.of((principal.tenant_id, key), wait_s))
+        if turn is not None:
+            # A repeat needs no turn.
+            async with services.connection() as connection:
+                kept = await idempotency.kept(connection, principal.tenant_id, key, request_hash)
+            if kept is not None:
+                return _replay(kept)
+            await waits.enter_async_context(turn)
         while True:
             left_s = deadline - anyio.current_time()
             try:
@@ -81,6 +89,10 @@ async def _answer_once(
             fresh = await work(connection)
             await idempotency.finish(connection, principal.tenant_id, key, fresh)
             return respond(fresh)
+    return _replay(kept)
+
+
+def _replay(kept: StoredAnswer) -> Response:
     response = respond(kept)
     response.headers[REPLAYED] = "true"
     return response

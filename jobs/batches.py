@@ -18,7 +18,7 @@ from jobs.batch_intake import (
 )
 from jobs.batch_lookup import BatchPage, EndedJob, ResultLine, get, get_many, list_batches, results
 from jobs.batch_verbs import cancel, finish_due, retry
-from jobs.bulk import fill
+from jobs.bulk import fill, prepare
 
 __all__ = [
     "Appended",
@@ -38,6 +38,7 @@ __all__ = [
     "has_part",
     "list_batches",
     "parts",
+    "prepare",
     "results",
     "retry",
     "seal",

@@ -11,17 +11,19 @@ from itertools import batched
 from uuid import UUID
 
 import anyio
+import anyio.to_thread
 
 from jobs.counts import BatchDeltas
 from jobs.enqueue import (
     DEFAULT_AGEING_S,
     Origin,
     assert_new_names,
-    enqueue,
+    enqueue_entries,
     ready_of,
     seeing_new_names,
 )
 from jobs.errors import JobsRefused
+from jobs.intake import Entry, check
 from jobs.kinds import KindRegistry
 from jobs.model import TenantId
 from jobs.results import Ready
@@ -36,6 +38,7 @@ QUERIES = load_queries("jobs")
 # More ids than a pool's wake-ups can carry tell nobody anything.
 HINTS_MAX = 1024
 _ROWS_AT_ONCE = 1000
+_CHUNKS_A_STATEMENT = 16
 _EPOCH = datetime(2000, 1, 1, tzinfo=UTC)
 _SIGNATURE = b"PGCOPY\n\xff\r\n\x00" + struct.pack(">ii", 0, 0)
 _END = struct.pack(">h", -1)
@@ -62,6 +65,17 @@ _JOBS = (*_OWN, *_SHARED)
 _READY = ("job_id", "pool", "sort_at", "kind", "tenant_id")
 
 
+async def prepare(spool: Spool, kinds: KindRegistry) -> None:
+    """Make jobs of a spool that is not plain, beside the event loop. Raises JobsRefused."""
+    if spool.is_plain:
+        return
+
+    def examine() -> list[Entry]:
+        return check(spool.as_jobs(), kinds)
+
+    spool.entries = await anyio.to_thread.run_sync(examine)
+
+
 async def fill(
     connection: Connection,
     tenant_id: TenantId,
@@ -73,18 +87,15 @@ async def fill(
 ) -> Ready:
     """Accept all jobs of the spool or none, in the caller's transaction; answers whom to wake.
 
-    Raises JobsRefused. A spool that is not plain goes through `enqueue`.
+    Raises JobsRefused. A spool that is not plain goes through the ledger as jobs of any sort do:
+    `prepare` a big one before the transaction, which would stand still meanwhile.
     """
+    origin = Origin(tenant_id, batch_id, ageing_s=ageing_s)
     if not spool.is_plain:
-        jobs = spool.as_jobs()
-        return ready_of(
-            await enqueue(
-                connection, tenant_id, jobs, kinds=kinds, batch_id=batch_id, ageing_s=ageing_s
-            )
-        )
+        entries = check(spool.as_jobs(), kinds) if spool.entries is None else spool.entries
+        return ready_of(await enqueue_entries(connection, origin, entries))
     if refusals := spool.repeated_custom_ids():
         raise JobsRefused(tuple(refusals))
-    origin = Origin(tenant_id, batch_id, ageing_s=ageing_s)
 
     async def write() -> Ready:
         await assert_new_names(connection, batch_id, spool.positions_by_name())
@@ -110,15 +121,19 @@ async def _copy(connection: Connection, origin: Origin, batch_id: UUID, spool: S
 async def _copy_to(
     connection: Connection, table: str, columns: Sequence[str], rows: Iterator[bytes]
 ) -> None:
-    async def source() -> AsyncIterator[bytes]:
+    async def source(chunks: Sequence[bytes]) -> AsyncIterator[bytes]:
         yield _SIGNATURE
-        for chunk in rows:
+        for chunk in chunks:
             yield chunk
             # The server takes what it gets without a pause: others want their turn.
             await anyio.lowlevel.checkpoint()
         yield _END
 
-    await connection.copy_to_table(table, source=source(), columns=columns, format="binary")
+    # Several statements, so that none of them comes near its time limit however large all is.
+    for chunks in batched(rows, _CHUNKS_A_STATEMENT):
+        await connection.copy_to_table(
+            table, source=source(chunks), columns=columns, format="binary"
+        )
 
 
 class _Rows:

@@ -76,6 +76,18 @@ async def enqueue(
     return await seeing_new_names(connection, accept)
 
 
+async def enqueue_entries(
+    connection: Connection, origin: Origin, entries: Sequence[Entry]
+) -> list[Accepted]:
+    """As `enqueue`, of jobs that `check` has let pass."""
+
+    async def accept() -> list[Accepted]:
+        # Marks duplicates in its entries: a second try begins with fresh ones.
+        return await _accept(connection, origin, [entry.afresh() for entry in entries])
+
+    return await seeing_new_names(connection, accept)
+
+
 def _is_plain(job: NewJob) -> bool:
     return not (job.unique or job.concurrency_key or job.depends_on)
 

@@ -52,10 +52,22 @@ async def begin(
     await connection.execute(QUERIES["limit_wait"], before)
     if is_new is not None:
         return None
-    row = await connection.fetchrow(QUERIES["known_request"], tenant_id, key)
-    if row is None or row["status"] is None:
+    found = await kept(connection, tenant_id, key, request_hash)
+    if found is None:
         message = "the first request with this Idempotency-Key has left no answer: try again"
         raise IdempotencyInFlight(message)
+    return found
+
+
+async def kept(
+    connection: Connection, tenant_id: TenantId, key: str, request_hash: bytes
+) -> StoredAnswer | None:
+    """The committed answer to the request, if there is one; waits for nobody. Raises
+    IdempotencyMismatch.
+    """
+    row = await connection.fetchrow(QUERIES["known_request"], tenant_id, key)
+    if row is None or row["status"] is None:
+        return None
     if bytes(row["request_hash"]) != request_hash:
         message = "this Idempotency-Key was used with another request: give each request its own"
         raise IdempotencyMismatch(message)

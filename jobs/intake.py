@@ -22,6 +22,10 @@ class Entry:
     parents: set[UUID] = field(default_factory=set)
     duplicate_of: UUID | None = None
 
+    def afresh(self) -> "Entry":
+        """The same job before anything was found out about it."""
+        return Entry(self.position, self.job, self.kind, self.id)
+
     @property
     def final_id(self) -> UUID:
         """The id that answers for this job."""

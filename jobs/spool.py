@@ -5,10 +5,11 @@ a crash leaves no trace of; and no connection. Knows nothing of HTTP.
 """
 
 import errno
+import pickle
 import tempfile
 from array import array
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Self
 import orjson
 
 from jobs.errors import Refusal, SpoolDiskFull
+from jobs.intake import Entry
 from jobs.kinds import Kind
 from jobs.model import DEFAULT_PRIORITY, NewJob
 
@@ -25,9 +27,8 @@ if TYPE_CHECKING:
     from typing import BinaryIO
 
 PAYLOADS_IN_MEMORY_BYTES = 32 * 1024 * 1024
-# What a job costs beside its payload: entries of lists; and for one that is not plain, an object.
+# What a job costs in memory beside what is written out: its entries of lists.
 _ENTRY_BYTES = 64
-_OBJECT_BYTES = 1024
 _COUNTED_AT_ONCE_BYTES = 256 * 1024
 _WRITTEN_AT_ONCE_BYTES = 256 * 1024
 _READ_AT_ONCE = 1000
@@ -85,7 +86,8 @@ class Spool:
     """Jobs in the order in which they came. Close it, or its file stays until it is collected.
 
     A job is plain, told by its `Terms`, when nothing can hold it back and it is tied to no other;
-    what `others` say beyond that lies beside. Raises SpoolsFull and SpoolDiskFull while it grows.
+    what others say beyond that lies behind their payloads. Raises SpoolsFull and SpoolDiskFull
+    while it grows. `entries` are the jobs once `jobs.bulk.prepare` has looked at them.
     """
 
     def __init__(
@@ -94,9 +96,11 @@ class Spool:
         self._room = room or Room()
         self._in_memory_bytes = in_memory_bytes
         self.terms: list[Terms] = []
-        self.others: dict[int, NewJob] = {}
         self.custom_ids: list[str | None] = []
+        self.entries: list[Entry] | None = None
+        self._terms_of_others: dict[str, Terms] = {}
         self._sizes = array("I")
+        self._sizes_behind = array("I")
         self._unwritten = bytearray()
         self._uncounted_bytes = 0
         # Closed by __exit__.
@@ -109,7 +113,7 @@ class Spool:
     @property
     def is_plain(self) -> bool:
         """Whether all of it is."""
-        return not self.others
+        return not self._terms_of_others
 
     @property
     def per_kind(self) -> Counter[str]:
@@ -132,21 +136,22 @@ class Spool:
     ) -> None:
         self._payloads.close()
 
-    def add(self, terms: Terms, custom_id: str | None, payload: bytes) -> None:
+    def add(self, terms: Terms, custom_id: str | None, payload: bytes, behind: bytes = b"") -> None:
         """Take a plain job."""
         self.terms.append(terms)
         self.custom_ids.append(custom_id)
         self._sizes.append(len(payload))
+        self._sizes_behind.append(len(behind))
         self._unwritten += payload
+        self._unwritten += behind
         self._count(_ENTRY_BYTES + len(custom_id or ""))
         if len(self._unwritten) >= _WRITTEN_AT_ONCE_BYTES:
             self._write_out()
 
     def add_other(self, kind: Kind, job: NewJob, payload: bytes) -> None:
         """Take a job of any sort, whose own payload is left aside."""
-        self.others[len(self)] = job
-        self._count(_OBJECT_BYTES)
-        self.add(Terms(kind), job.custom_id, payload)
+        terms = self._terms_of_others.setdefault(kind.name, Terms(kind))
+        self.add(terms, job.custom_id, payload, pickle.dumps(job, pickle.HIGHEST_PROTOCOL))
 
     def _count(self, size_bytes: int) -> None:
         self._uncounted_bytes += size_bytes
@@ -200,18 +205,22 @@ class Spool:
 
     def payloads(self) -> Iterator[list[bytes]]:
         """The payloads from the first one on, some at once: bounded in number and in bytes."""
+        for pieces in self._pieces():
+            yield [payload for payload, _ in pieces]
+
+    def _pieces(self) -> Iterator[list[tuple[bytes, bytes]]]:
         self._write_out()
         self._payloads.seek(0)
-        for sizes in _portions(self._sizes):
-            yield _cut(self._payloads.read(sum(sizes)), sizes)
+        for sizes in _portions(zip(self._sizes, self._sizes_behind, strict=True)):
+            yield _cut(self._payloads.read(sum(map(sum, sizes))), sizes)
 
     def as_jobs(self) -> list[NewJob]:
         """All of it as the ledger takes jobs of any sort."""
         found: list[NewJob] = []
-        for payloads in self.payloads():
-            for payload in payloads:
+        for pieces in self._pieces():
+            for payload, behind in pieces:
                 position = len(found)
-                job = self.others.get(position) or self.terms[position].as_job()
+                job = _unpacked(behind) if behind else self.terms[position].as_job()
                 found.append(
                     replace(
                         job,
@@ -246,12 +255,21 @@ def _disk_full(error: OSError) -> OSError | SpoolDiskFull:
     )
 
 
-def _portions(sizes: "array[int]") -> Iterator[list[int]]:
-    portion: list[int] = []
+def _unpacked(behind: bytes) -> NewJob:
+    # Its own bytes, from a file without a name: nobody else has ever seen them.
+    job: NewJob = pickle.loads(behind)  # noqa: S301
+    return job
+
+
+type _Sizes = tuple[int, int]
+
+
+def _portions(sizes: Iterable[_Sizes]) -> Iterator[list[_Sizes]]:
+    portion: list[_Sizes] = []
     size_bytes = 0
     for size in sizes:
         portion.append(size)
-        size_bytes += size
+        size_bytes += sum(size)
         if len(portion) == _READ_AT_ONCE or size_bytes >= _READ_AT_ONCE_BYTES:
             yield portion
             portion, size_bytes = [], 0
@@ -259,10 +277,11 @@ def _portions(sizes: "array[int]") -> Iterator[list[int]]:
         yield portion
 
 
-def _cut(text: bytes, sizes: Sequence[int]) -> list[bytes]:
-    found: list[bytes] = []
+def _cut(text: bytes, sizes: Sequence[_Sizes]) -> list[tuple[bytes, bytes]]:
+    found: list[tuple[bytes, bytes]] = []
     start = 0
-    for size in sizes:
-        found.append(text[start : start + size])
-        start += size
+    for size, behind in sizes:
+        middle = start + size
+        found.append((text[start:middle], text[middle : middle + behind]))
+        start = middle + behind
     return found

@@ -13,7 +13,9 @@ from pathlib import Path
 
 import anyio
 
+from jobs.bulk import prepare
 from jobs.errors import SpoolsFull
+from jobs.kinds import KindRegistry
 from jobs.spool import Room, Spool
 
 _MIB = 1024 * 1024
@@ -59,8 +61,10 @@ class SpoolRoom:
             share.give_back()
 
     @asynccontextmanager
-    async def turn(self, spool: Spool) -> AsyncIterator[None]:
-        """Wait until a big spool may be written; take no connection before."""
+    async def turn(self, spool: Spool, kinds: KindRegistry) -> AsyncIterator[None]:
+        """Wait until a big spool may be written, and prepare it; take no connection before. Raises
+        JobsRefused.
+        """
         if len(spool) <= SMALL_JOBS:
             yield
         elif spool.is_plain:
@@ -68,7 +72,9 @@ class SpoolRoom:
                 yield
         else:
             async with self._objects, self._writers:
+                await prepare(spool, kinds)
                 yield
+                spool.entries = None
 
 
 @dataclass(slots=True)

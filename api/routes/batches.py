@@ -105,7 +105,7 @@ async def create_batch(
             return _created(await batches.get(connection, principal.tenant_id, batch_id))
 
         request_hash = fingerprint(request, digest=sent.digest)
-        turn = services.spools.turn(spool)
+        turn = services.spools.turn(spool, services.kinds)
         try:
             response = await _once(services, principal, idempotency_key, request_hash, work, turn)
         except JobsRefused as error:
@@ -169,7 +169,8 @@ async def append_jobs(
         try:
             async with AsyncExitStack() as waits:
                 await waits.enter_async_context(services.turns.of((batch_id, key), SAME_KEY_WAIT_S))
-                await waits.enter_async_context(services.spools.turn(spool))
+                if not await _is_known(services, batch_id, key):
+                    await waits.enter_async_context(services.spools.turn(spool, services.kinds))
                 appended = await _append(
                     services, principal, batch_id, spool, part_key=key, request_hash=sent.digest
                 )
@@ -189,6 +190,11 @@ async def _assert_takes_part(
             return
         if not await batches.has_part(connection, batch_id, key):
             raise BatchNotOpen(batch_id, state)
+
+
+async def _is_known(services: Services, batch_id: UUID, part_key: str) -> bool:
+    async with services.connection() as connection:
+        return await batches.has_part(connection, batch_id, part_key)
 
 
 async def _append(

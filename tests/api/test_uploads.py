@@ -158,11 +158,40 @@ async def test_uploads_share_bounded_room(
     assert (await client.post("/v1/batches", content=LINE, headers=NDJSON)).status_code == 429
 
 
-async def test_names_and_terms_count_as_memory(client: httpx.AsyncClient, room: SpoolRoom) -> None:
-    room.memory_bytes = 1_000_000
-    line = b'{"kind":"probe","payload":{},"delay_s":60}\n'
-    response = await client.post("/v1/batches", content=line * 2_000, headers=NDJSON)
+async def test_names_count_as_memory(client: httpx.AsyncClient, room: SpoolRoom) -> None:
+    room.memory_bytes = 500_000
+    named = [json.dumps({**PROBE, "custom_id": f"{n:0250}"}) for n in range(2_000)]
+    response = await client.post("/v1/batches", content="\n".join(named), headers=NDJSON)
     assert response.status_code == 429
+    assert room.in_memory_bytes == 0
+
+
+async def test_jobs_that_are_not_plain_lie_on_disk_and_come_back_as_they_were(
+    client: httpx.AsyncClient, room: SpoolRoom
+) -> None:
+    room.memory_bytes = 500_000
+    line = {
+        **PROBE,
+        "run_at": "2027-01-02T03:04:05Z",
+        "tags": ["t"],
+        "priority": 7,
+        "unique": {"key": "k"},
+        "concurrency_key": "c",
+        "custom_id": "last",
+        "depends_on": ["first"],
+        "on_parent_failure": "run",
+    }
+    delayed = b'{"kind":"probe","payload":{"echo":"x"},"delay_s":60}\n' * 3_000
+    first = json.dumps({**PROBE, "custom_id": "first"}).encode() + b"\n"
+    content = first + delayed + json.dumps(line).encode()
+    response = await client.post("/v1/batches", content=content, headers=NDJSON)
+    assert response.status_code == 202, response.text
+    assert response.json()["counts"]["total"] == 3_002
+    rows = (await client.get("/v1/jobs", params={"tag": "t"})).json()["data"]
+    assert [(row["custom_id"], row["priority"], row["state"]) for row in rows] == [
+        ("last", 7, "scheduled")
+    ]
+    assert rows[0]["run_at"] == "2027-01-02T03:04:05Z"
 
 
 async def test_a_full_disk_is_503_and_says_so(
