@@ -149,6 +149,9 @@ class Settings(BaseSettings):
     retention_days: int = Field(
         7, ge=1, le=3650, description="Days that finished jobs and their events are kept."
     )
+    trusted_proxies: Names = Field(
+        (), description="Addresses and CIDRs of proxies whose X-Forwarded-For is believed."
+    )
     audit_days: int = Field(
         365, ge=1, le=3650, description="Days that the log of administrative acts is kept."
     )

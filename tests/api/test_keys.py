@@ -279,3 +279,16 @@ async def test_a_key_is_not_trusted_beyond_its_end(db: Pool) -> None:
     await authenticator.authenticate(header, "a")
     (known,) = authenticator._known.values()
     assert known.trusted_until < auth.FRESH_S
+
+
+@pytest.mark.parametrize(("trusted", "seen"), [("", "127.0.0.1"), ("127.0.0.0/8", "203.0.113.7")])
+async def test_a_proxys_word_for_an_address_counts_only_if_it_is_trusted(
+    settings: Settings, db: Pool, trusted: str, seen: str
+) -> None:
+    del db
+    async with running(settings, XNAI_TRUSTED_PROXIES=trusted) as (url, key):
+        headers = {"Authorization": f"Bearer {key}", "X-Forwarded-For": "203.0.113.7"}
+        async with httpx.AsyncClient(base_url=url, headers=headers, timeout=30) as client:
+            await client.put("/v1/limits/k", json={"concurrency": 1})
+            (act,) = (await client.get("/v1/audit")).json()["data"]
+    assert act["address"] == seen
