@@ -198,8 +198,9 @@ def _explained(error: ApiError) -> XnaiError:
     if "EGRESS_ALLOW" not in str(error):
         return error
     message = (
-        f"{error}. The stack may not reach this machine: add that entry to XNAI_EGRESS_ALLOW (or "
-        "egress_allow in xnai.toml) where `xnai up` runs, start it again, and listen again"
+        f"{error}. The stack may not reach this machine: add the entry to XNAI_EGRESS_ALLOW "
+        "(or egress_allow in xnai.toml) where `xnai up` runs and start it again, or let only your "
+        "tenant by `xnai egress allow`; then listen again"
     )
     return XnaiError(message)
 
