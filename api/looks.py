@@ -4,6 +4,7 @@ one read, and all who look at the same time one round trip.
 Keeps nothing: what a watcher is shown was read after it had asked.
 """
 
+import time
 from collections.abc import Awaitable, Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import batched
@@ -15,8 +16,8 @@ from api.translations import POSTGRES_AWAY
 from runtime.errors import PostgresAwayError
 from runtime.logs import logger
 
-# The share of this process that looking may take is one part in so many and one; whoever asks
-# meanwhile waits, at most so long, and shares the next look.
+# After a look this process does other things for so many times the processor time that the look and
+# those who asked for it took; whoever asks meanwhile waits, at most so long, and shares the next.
 REST = 2.0
 REST_MAX_S = 0.1
 
@@ -67,13 +68,13 @@ class Looks[K: Hashable, V]:
         while True:
             await self._wake.wait()
             self._wake = anyio.Event()
-            began = anyio.current_time()
+            began = time.thread_time()
             asked, self._asked = self._asked, {}
             for keys in batched(asked, self._keys_max):
                 await self._look(keys, asked)
                 # Those who asked go on now: what they do with it is part of what a look costs.
                 await anyio.lowlevel.checkpoint()
-            await anyio.sleep(min(REST_MAX_S, REST * (anyio.current_time() - began)))
+            await anyio.sleep(min(REST_MAX_S, REST * (time.thread_time() - began)))
 
     async def _look(self, keys: Sequence[K], asked: Mapping[K, _Asked[V]]) -> None:
         found: Mapping[K, V] = {}

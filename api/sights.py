@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from hashlib import blake2b
+from itertools import batched
 from typing import NamedTuple
 from uuid import UUID
 
@@ -19,15 +20,17 @@ from jobs import batches, events, lookup
 from jobs.dispatch import UNAVAILABLE
 from jobs.errors import CursorPast
 from jobs.events import Event, EventScope
-from jobs.live import LiveStream, Progress
+from jobs.live import LiveStream, Progress, Token
 from jobs.model import Batch, Job, TenantId
 from jobs.states import BatchState
 from runtime.postgres import Connection, Pool
 
 ACQUIRE_TIMEOUT_S = 4.0
-# Of one round trip; a page of events is also what a slow reader's buffer holds at most.
+# Of one round trip.
 ROWS_MAX = 200
-EVENTS_MAX = 200
+EVENT_ROWS_MAX = 500
+# What is sent at once is also what a slow reader's buffer holds at most.
+EVENTS_A_CHUNK = 200
 PROGRESS_TIMEOUT_S = 0.25
 # A Redis that hangs must not hold back what the ledger tells.
 TOKENS_TIMEOUT_S = 1.0
@@ -113,16 +116,15 @@ class SeenBatch:
 
 @dataclass(frozen=True, slots=True)
 class SeenEvents:
-    """A page of events as it goes over the wire; `is_reset` when those before it are gone."""
+    """A page of events as it goes over the wire."""
 
-    chunk: Chunk
+    chunks: Sequence[Chunk]
     cursor: str
     is_full: bool = False
     is_pending: bool = False
-    is_reset: bool = False
 
 
-type Tokens = Sequence[tuple[str, int, str]]
+type Tokens = Sequence[Token]
 
 
 class Sights:
@@ -135,7 +137,7 @@ class Sights:
         self.jobs: Looks[Place, SeenJob] = looks(self._read_jobs, keys_max=ROWS_MAX)
         self.batches: Looks[Place, SeenBatch] = looks(self._read_batches, keys_max=ROWS_MAX)
         self.events: Looks[EventsAfter, SeenEvents] = looks(self._read_events, keys_max=1)
-        self.tokens: Looks[TokensAfter, Tokens] = looks(self._read_tokens, keys_max=1)
+        self.tokens: Looks[TokensAfter, Tokens] = looks(self._read_tokens, keys_max=ROWS_MAX)
 
     async def run(self) -> None:
         """Look for ever; owned by the application's task group."""
@@ -173,26 +175,24 @@ class Sights:
             return {key: await _page(connection, key) for key in keys}
 
     async def _read_tokens(self, keys: Sequence[TokensAfter]) -> dict[TokensAfter, Tokens]:
-        seen: dict[TokensAfter, Tokens] = {}
         with anyio.move_on_after(TOKENS_TIMEOUT_S):
-            for key in keys:
-                try:
-                    seen[key] = await self._live.tokens_after(key.job_id, key.token)
-                except UNAVAILABLE:
-                    break
-        return seen
+            try:
+                return dict(zip(keys, await self._live.tokens_after(keys), strict=True))
+            except UNAVAILABLE:
+                pass
+        return {}
 
 
 async def _page(connection: Connection, key: EventsAfter) -> SeenEvents:
     try:
-        page = await events.page(connection, key.scope, key.cursor, EVENTS_MAX)
+        page = await events.page(connection, key.scope, key.cursor, EVENT_ROWS_MAX)
     except CursorPast:
         cursor = await events.latest(connection)
         data = orjson.dumps({"detail": "the events after your place are gone"})
-        return SeenEvents(encode_event("reset", cursor, data), cursor, is_reset=True)
-    chunks = [encode_event(e.type, e.cursor, orjson.dumps(_envelope(e))) for e in page.events]
-    whole = Chunk(b"".join(chunk.data for chunk in chunks), len(chunks))
-    return SeenEvents(whole, page.cursor, page.is_full, page.is_pending)
+        return SeenEvents([encode_event("reset", cursor, data)], cursor)
+    encoded = (encode_event(e.type, e.cursor, orjson.dumps(_envelope(e))).data for e in page.events)
+    chunks = [Chunk(b"".join(some), len(some)) for some in batched(encoded, EVENTS_A_CHUNK)]
+    return SeenEvents(chunks, page.cursor, page.is_full, page.is_pending)
 
 
 def _envelope(event: Event) -> dict[str, object]:

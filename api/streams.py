@@ -75,7 +75,7 @@ async def job_events(services: Services, place: Place, position: Position) -> As
                 if seen is None:
                     return
                 teller.tell_start(seen)
-            if seen is not None or any(signal.type == "job.token" for signal in signals):
+            if (seen is not None and seen.job.started_at) or any(map(_is_token, signals)):
                 # After the look: the tokens of a job that has ended are all there by then.
                 key = TokensAfter(place.id, teller.position.token)
                 teller.tell_tokens(await services.sights.tokens.see(key) or ())
@@ -90,6 +90,10 @@ async def job_events(services: Services, place: Place, position: Position) -> As
             await watcher.wait()
 
 
+def _is_token(signal: Signal) -> bool:
+    return signal.type == "job.token"
+
+
 class _Teller:
     """Tells one reader the story of a job in the order of its life. `position` is where the reader
     stands once it has heard what is in `told`.
@@ -102,7 +106,7 @@ class _Teller:
     def is_behind(self, signal: Signal) -> bool:
         """Whether a token is of an attempt of which the reader does not know that it has begun."""
         reached = self.position.attempt, self.position.phase
-        return signal.type == "job.token" and (signal.data["attempt"], Phase.STARTED) > reached
+        return _is_token(signal) and (signal.data["attempt"], Phase.STARTED) > reached
 
     def tell_start(self, seen: SeenJob) -> None:
         """That the attempt has begun."""
@@ -175,7 +179,9 @@ async def ledger_events(
             if seen is None:
                 return
             cursor = seen.cursor
-            yield replace(seen.chunk, beat=beat_at(cursor))
+            for chunk in seen.chunks:
+                yield chunk
+            yield Chunk(b"", 0, beat_at(cursor))
             if not seen.is_full:
                 await watcher.wait(PENDING_S if seen.is_pending else None)
                 pause_s = PENDING_S if seen.is_pending else PACE_S

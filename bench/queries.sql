@@ -27,3 +27,11 @@ ANALYZE;
 -- What a shutdown must not cause: attempts that count against a job, and jobs that failed.
 SELECT (SELECT count(*) FROM attempts WHERE outcome IN ('failed', 'retried', 'lost'))
     + (SELECT count(*) FROM history WHERE state <> 'succeeded');
+
+-- name: live_in_batches
+SELECT count(*) FROM jobs WHERE batch_id = ANY($1::uuid[]);
+
+-- name: ended_in_batches
+-- When each job ended, by the clock that stamps its events: that of the transaction's beginning.
+SELECT batch_id, array_agg(extract(epoch FROM finished_at)::float8 ORDER BY finished_at) AS ended
+FROM history WHERE batch_id = ANY($1::uuid[]) GROUP BY batch_id;

@@ -13,7 +13,7 @@ from functools import partial
 
 import anyio
 
-from bench import drain, environments, failures, http, latency, own, report
+from bench import drain, environments, failures, http, latency, own, report, watchers
 from bench.bed import Bed, BenchError, open_bed
 from bench.measure import QUERIES
 from bench.results import Book, Result
@@ -159,6 +159,10 @@ def _http(plan: Plan) -> Iterator[Step]:
     yield Step("http", lambda _: http.measure(plan.scale))
 
 
+def _watchers(plan: Plan) -> Iterator[Step]:
+    yield Step("watchers", lambda _: watchers.measure(plan.scale))
+
+
 PARTS: Mapping[str, Callable[[Plan], Iterator[Step]]] = {
     "enqueue": partial(_for_each, drain.measure_single),
     "drain": _drains,
@@ -167,6 +171,7 @@ PARTS: Mapping[str, Callable[[Plan], Iterator[Step]]] = {
     "rescue": _rescues,
     "flush": partial(_for_each, failures.measure_flush),
     "http": _http,
+    "watchers": _watchers,
     "limits": _own,
     "shutdown": _shutdowns,
 }

@@ -75,10 +75,10 @@ class EventPage:
 
 
 async def page(
-    connection: Connection, scope: EventScope, cursor: str | None, limit: int = 500
+    connection: Connection, scope: EventScope, cursor: str | None, rows_max: int = 500
 ) -> EventPage:
     """Events after `cursor` (None: the oldest kept), of transactions before which none is still
-    open.
+    open. A row is one or two of them.
 
     Raises CursorPast when retention has dropped what followed the cursor, or when the cursor lies
     ahead of the database, which was restored since; ValueError when it is malformed.
@@ -89,15 +89,16 @@ async def page(
         horizon.check(cursor, place[0])
     query, extra = _query(scope)
     rows = await connection.fetch(
-        QUERIES[query], scope.tenant_id, str(place[0]), place[1], limit + 1, *extra
+        QUERIES[query], scope.tenant_id, str(place[0]), place[1], rows_max + 1, *extra
     )
     readable = [row for row in rows if int(row["xid"]) < horizon.xid]
     found = [event for row in readable for event in _events_of(row, place)]
-    is_full = len(found) > limit or len(readable) == limit + 1
+    # With the cursor's own row there is at least one more.
+    is_full = len(readable) > rows_max
     return EventPage(
-        tuple(found[:limit]),
+        tuple(found),
         # Not the last event's: a reader of a few among many would look through the many each time.
-        found[:limit][-1].cursor if is_full else horizon.cursor,
+        found[-1].cursor if is_full else horizon.cursor,
         is_full,
         is_pending=len(readable) < len(rows),
     )
@@ -106,8 +107,8 @@ async def page(
 async def after(
     connection: Connection, scope: EventScope, cursor: str | None, limit: int = 500
 ) -> list[Event]:
-    """The events of a page."""
-    return list((await page(connection, scope, cursor, limit)).events)
+    """The first events of a page, `limit` at most."""
+    return list((await page(connection, scope, cursor, limit)).events[:limit])
 
 
 async def latest(connection: Connection) -> str:

@@ -9,6 +9,7 @@ from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
+from typing import NamedTuple
 from uuid import UUID
 
 import orjson
@@ -62,6 +63,14 @@ class Progress:
     done: int
     total: int | None
     message: str
+
+
+class Token(NamedTuple):
+    """A piece of generated text, and the cursor after it in its job's stream."""
+
+    cursor: str
+    attempt: int
+    text: str
 
 
 class LiveStream:
@@ -149,16 +158,17 @@ class LiveStream:
             if data is not None
         }
 
-    async def tokens_after(
-        self, job_id: UUID, cursor: str | None = None
-    ) -> list[tuple[str, int, str]]:
-        """(cursor, attempt, text) of the job's tokens after `cursor`, oldest first. Raises
-        UNAVAILABLE.
-        """
-        start = f"({cursor}" if cursor else "-"
+    async def tokens_after(self, places: Sequence[tuple[UUID, str]]) -> list[list[Token]]:
+        """The tokens of each job after a cursor ("0-0": all), oldest first. Raises UNAVAILABLE."""
         with self._redis.briefly():
-            entries = await self._redis.xrange(f"{STREAM_PREFIX}{job_id}", min=start)
-        return [(key.decode(), int(f[b"attempt"]), f[b"text"].decode()) for key, f in entries]
+            pipe = self._redis.pipeline(transaction=False)
+            for job_id, cursor in places:
+                pipe.xrange(f"{STREAM_PREFIX}{job_id}", min=f"({cursor}")
+            found = await pipe.execute()
+        return [
+            [Token(key.decode(), int(f[b"attempt"]), f[b"text"].decode()) for key, f in entries]
+            for entries in found
+        ]
 
     async def signals(self, subscribed: Callable[[], None]) -> AsyncIterator[Signal]:
         """Every signal from now on, of all tenants; endless. Raises one of UNAVAILABLE.

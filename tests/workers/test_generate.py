@@ -50,7 +50,7 @@ async def test_the_same_seed_gives_the_same_text(desk: Desk) -> None:
 async def test_text_is_shown_to_watchers_while_it_is_written(desk: Desk, redis: Client) -> None:
     run = await desk.claimed("generate", {"prompt": "Count to five.", "max_tokens": 12, "seed": 1})
     result = await desk.finish(run)
-    pieces = await run.services.live.tokens_after(run.job.id)
+    (pieces,) = await run.services.live.tokens_after([(run.job.id, "0-0")])
     assert "".join(text for _, _, text in pieces) == result["text"]
 
 
