@@ -72,7 +72,8 @@ class Room:
 
     def has_memory(self, size_bytes: int) -> bool:
         """Whether payloads may take as much memory, or go to disk."""
-        return size_bytes >= 0
+        del size_bytes
+        return True
 
     def take_disk(self, size_bytes: int) -> None:
         """Take disk space or raise SpoolsFull."""
