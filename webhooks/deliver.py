@@ -79,14 +79,16 @@ class Deliverer:
     async def _pass(self, group: anyio.abc.TaskGroup, poll_s: float) -> float:
         """Start what is due and has room; answers how long to wait for more."""
         try:
-            ahead = await self._prepare()
+            ahead = await self._look()
             if ahead.due_in_s is not None and ahead.due_in_s <= 0:
                 for item in await self._claim(ahead.now):
                     group.start_soon(self._deliver, item, None)
+            # Last, so that nothing that is due waits for it.
+            is_more = ahead.has_redeliveries and await self._redeliver()
         except _POSTPONED as error:
             log.warning("delivery_postponed", error=str(error))
             return poll_s
-        if ahead.has_redeliveries or ahead.has_events:
+        if is_more or ahead.has_events:
             return 0.0
         # Something due that was not taken waits for room in its lane, whose end wakes us, or for
         # the probe of its circuit.
@@ -94,18 +96,22 @@ class Deliverer:
             return poll_s
         return min(poll_s, ahead.due_in_s)
 
-    async def _prepare(self) -> Outlook:
-        """Owe what is new or asked for again, a bounded part of it, and look what is due."""
+    async def _look(self) -> Outlook:
+        """Owe a part of the new events, and look what there is to do then."""
         async with self.pool.acquire() as connection:
-            before = await outbox.look(connection)
-            is_read = before.has_events and (await outbox.fan_out(connection))[0] > 0
-            if before.has_redeliveries:
-                await redeliveries.work(connection)
-            after = await outbox.look(connection) if is_read else before
-        metrics.WEBHOOK_CIRCUITS.labels(state="open").set(after.circuits_waiting)
-        metrics.WEBHOOK_CIRCUITS.labels(state="half_open").set(after.circuits_due)
-        # Events that another deliverer reads just now are not waited for.
-        return after if is_read else replace(after, has_events=False)
+            ahead = await outbox.look(connection)
+            # Events that another deliverer reads just now are not waited for.
+            is_read = ahead.has_events and (await outbox.fan_out(connection))[0] > 0
+            if is_read:
+                ahead = await outbox.look(connection)
+        metrics.WEBHOOK_CIRCUITS.labels(state="open").set(ahead.circuits_waiting)
+        metrics.WEBHOOK_CIRCUITS.labels(state="half_open").set(ahead.circuits_due)
+        return replace(ahead, has_events=is_read)
+
+    async def _redeliver(self) -> bool:
+        """Do a slice of what is to be sent again; False when others work on all there is."""
+        async with self.pool.acquire() as connection:
+            return await redeliveries.work(connection) is not None
 
     async def _claim(self, now: datetime) -> list[Owed]:
         """Lease what there is room for. Each has entered its lane and has its secrets."""

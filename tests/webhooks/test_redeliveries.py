@@ -2,11 +2,13 @@
 
 from datetime import UTC, datetime, timedelta
 
+import anyio
 import pytest
 
 from jobs.model import DEFAULT_TENANT, TenantId
 from runtime.postgres import Connection
 from tests.webhooks.conftest import LOCAL, Post
+from tests.webhooks.receiver import receiver
 from webhooks import deliveries, endpoints, redeliveries
 from webhooks.deliveries import DeliveryFilter
 from webhooks.endpoints import EndpointSpec
@@ -169,3 +171,15 @@ async def test_a_page_reads_a_bounded_number_of_rows_and_the_next_goes_on(post: 
                 await deliveries.find(connection, DEFAULT_TENANT, wanted, before=pages[-1].next)
             )
     assert [len(page.deliveries) for page in pages] == [0, 0, 1]
+
+
+async def test_the_deliverer_works_it_off_beside_what_it_sends(post: Post) -> None:
+    async with receiver() as there, post.pool.acquire() as connection:
+        await finished(connection, None, 3)
+        await connection.execute("UPDATE deliveries SET url = $1, finished_at = now()", there.url)
+        await redeliveries.accept(connection, DEFAULT_TENANT, DeliveryFilter(), actor="ann")
+        async with anyio.create_task_group() as group:
+            group.start_soon(lambda: post.deliverer.run(poll_s=0.05))
+            await there.until(3)
+            post.deliverer.stop()
+    assert len({got.headers["webhook-id"] for got in there.requests}) == 3
