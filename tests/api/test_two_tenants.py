@@ -2,6 +2,7 @@
 OpenAPI document knows. It must learn nothing, change nothing, and not even see that it exists.
 """
 
+import itertools
 import json
 import re
 from collections.abc import Iterable, Mapping
@@ -15,7 +16,7 @@ from fastapi import FastAPI
 from structlog.testing import capture_logs
 
 from api import keys
-from api.keys import Role
+from api.keys import NewKey, Role
 from corpus import documents
 from corpus.model import Page
 from jobs import events
@@ -23,10 +24,13 @@ from jobs.events import EventScope
 from jobs.model import TenantId
 from jobs.outcomes import Failed, Problem
 from runtime.postgres import Pool
+from runtime.redis import Client
 from runtime.settings import Settings
 from tests.api.conftest import ClientOf
+from tests.api.live_server import running
 from tests.api.operations import OPERATIONS, Operation, Place, Sent, World, places
 from tests.api.slot import register
+from tests.support.corpus import Desk
 
 pytestmark = pytest.mark.anyio
 
@@ -261,3 +265,35 @@ async def test_every_operation_is_in_the_table_and_a_world_has_whatever_a_path_n
     for name, place in places(document).items():
         assert place.with_names(OPERATIONS[name], World())
     assert all(f.default_factory for f in fields(World))
+
+
+@pytest.mark.model
+async def test_no_search_finds_another_tenants_passages(
+    db: Pool, redis: Client, settings: Settings
+) -> None:
+    """Through HTTP and the real index: by name, by id, by address, and where names are the same."""
+    url = f"https://{CANARY}.example.org/page"
+    desk = Desk(db, redis, settings)
+    (found,) = await desk.publish({url: f"Cats hunt at night, says {CANARY}."}, collection="pages")
+    async with db.acquire() as connection, connection.transaction():
+        tenant_id = await keys.tenant_of_name(connection, "other")
+        _, text = await keys.create_key(connection, NewKey("theirs", Role.ADMIN, tenant_id))
+        page = Page("own", "nothing here", "https://example.org/", "own")
+        await documents.put_page(connection, tenant_id, "pages", page)
+    filters: list[dict[str, object]] = [
+        {},
+        {"filter": {"document_ids": [str(found)]}},
+        {"filter": {"url_prefix": url}},
+    ]
+    async with (
+        running(settings, "search-server") as (address, ours),
+        httpx.AsyncClient(base_url=address, timeout=60) as client,
+    ):
+        for more, mode in itertools.product(filters, ("hybrid", "vector", "text")):
+            query = {"query": "cats hunt", "collection": "pages", "mode": mode, **more}
+            for key, is_owner in ((ours, True), (text, False)):
+                headers = {"Authorization": f"Bearer {key}"}
+                answer = await client.post("/v1/search", json=query, headers=headers)
+                assert answer.status_code == 200, answer.text
+                hits = [hit["document"]["id"] for hit in answer.json()["hits"]]
+                assert hits == ([str(found)] if is_owner else [])
