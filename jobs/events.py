@@ -14,6 +14,7 @@ from runtime.postgres import Connection
 from runtime.sql import load_queries
 
 QUERIES = load_queries("jobs")
+LISTS = load_queries("jobs", "lists")
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,9 +89,12 @@ async def page(
     if cursor is not None:
         horizon.check(cursor, place[0])
     query, extra = _query(scope)
-    rows = await connection.fetch(
-        QUERIES[query], scope.tenant_id, str(place[0]), place[1], rows_max + 1, *extra
-    )
+    async with connection.transaction():
+        # A reader that is far behind would sort all that it has missed for each page.
+        await connection.execute(LISTS["dear_sorting"])
+        rows = await connection.fetch(
+            QUERIES[query], scope.tenant_id, str(place[0]), place[1], rows_max + 1, *extra
+        )
     readable = [row for row in rows if int(row["xid"]) < horizon.xid]
     found = [event for row in readable for event in _events_of(row, place)]
     # With the cursor's own row there is at least one more.
