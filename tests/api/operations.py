@@ -169,7 +169,7 @@ OPERATIONS: dict[str, Operation] = {
     "retry_batch": Operation(SUBMITTER),
     "read_results": Operation(READER),
     "stream_batch": Operation(READER),
-    "stream_events": Operation(READER),
+    "stream_events": Operation(READER, lambda w: [Sent(), Sent(params={"batch_id": w.batch})]),
     "start_operation": Operation(
         OPERATOR,
         lambda w: [
