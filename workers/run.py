@@ -16,9 +16,11 @@ import anyio.to_thread
 from pydantic import BaseModel
 
 from jobs import ledger
+from jobs.errors import StaleToken
 from jobs.kinds import KindRegistry
 from jobs.live import LiveStream
 from jobs.model import ClaimedJob, NewJob
+from runtime import metrics
 from runtime.postgres import Connection, Pool
 from runtime.settings import Settings
 
@@ -68,7 +70,11 @@ class Run[P: BaseModel]:
         The row of `held` stays locked until the commit, so that no rescue can slip in between.
         """
         async with self.services.postgres.acquire() as connection, connection.transaction():
-            await ledger.assert_held(connection, self.job.id, self.job.token)
+            try:
+                await ledger.assert_held(connection, self.job.id, self.job.token)
+            except StaleToken:
+                metrics.FENCED_WRITES.inc()
+                raise
             yield connection
 
     async def spawn(self, connection: Connection, jobs: tuple[NewJob, ...]) -> None:
