@@ -5,7 +5,8 @@
 -- answer, and of all such lanes together no more than $7: receivers that hang, however many, leave places to those
 -- that do not. Of a lane whose circuit is open one, when its probe is due; that it is under way is noted by moving
 -- the next one to the lease's end, and whoever locks the circuit first has it. Reads one index range a lane, however
--- long the backlog; by an array of ids, since a join would read the whole table while its statistics are old.
+-- long the backlog; by an array of ids and one look at a lane's head, since a join would read the whole table while its
+-- statistics are old.
 -- A claim is a lease: a dead deliverer's rows are due again when it ends.
 WITH RECURSIVE lanes AS (
     (SELECT lane FROM outbox ORDER BY lane LIMIT 1)
@@ -19,7 +20,7 @@ WITH RECURSIVE lanes AS (
         SELECT circuit.lane
         FROM webhook_circuits AS circuit
         WHERE circuit.probe_at <= $1
-            AND EXISTS (SELECT FROM outbox WHERE outbox.lane = circuit.lane AND outbox.due_at <= $1)
+            AND (SELECT due_at FROM outbox WHERE outbox.lane = circuit.lane ORDER BY due_at LIMIT 1) <= $1
         ORDER BY circuit.probe_at
         LIMIT least($2::int, $7::int)
         FOR UPDATE SKIP LOCKED
