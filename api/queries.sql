@@ -164,6 +164,5 @@ ORDER BY id DESC LIMIT $5;
 
 -- name: prune_acts
 -- What retention lets go, some at a time; never what is younger than a day (see the table's triggers).
-DELETE FROM audit WHERE id IN (
-    SELECT id FROM audit WHERE at < now() - make_interval(days => $1) ORDER BY at LIMIT $2
-);
+DELETE FROM audit
+WHERE id = ANY(ARRAY(SELECT id FROM audit WHERE at < now() - make_interval(days => $1) ORDER BY at LIMIT $2));

@@ -189,18 +189,16 @@ SET done = done + $2, after_at = coalesce($3, after_at), after_id = coalesce($4,
 WHERE id = $1;
 
 -- name: prune_deliveries
--- Retention, in bites.
-DELETE FROM deliveries WHERE id IN (SELECT id FROM deliveries WHERE finished_at < $1 ORDER BY finished_at LIMIT $2);
+-- Retention, in bites: by an array, since a join may read the whole table.
+DELETE FROM deliveries
+WHERE id = ANY(ARRAY(SELECT id FROM deliveries WHERE finished_at < $1 ORDER BY finished_at LIMIT $2));
 
 -- name: prune_attempts
 -- Lines of the log go by their own age: a delivery is never older than its first attempt.
 DELETE FROM delivery_attempts
-WHERE (delivery_id, attempt) IN (
-    SELECT delivery_id, attempt FROM delivery_attempts WHERE started_at < $1 ORDER BY started_at LIMIT $2
-);
+WHERE ctid = ANY(ARRAY(SELECT ctid FROM delivery_attempts WHERE started_at < $1 ORDER BY started_at LIMIT $2));
 
 -- name: prune_redeliveries
 -- With the deliveries that they sent again.
-DELETE FROM redeliveries WHERE id IN (
-    SELECT id FROM redeliveries WHERE finished_at < $1 ORDER BY finished_at LIMIT $2
-);
+DELETE FROM redeliveries
+WHERE id = ANY(ARRAY(SELECT id FROM redeliveries WHERE finished_at < $1 ORDER BY finished_at LIMIT $2));

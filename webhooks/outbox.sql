@@ -187,6 +187,5 @@ SELECT lane, failures, failing_since, probe_at FROM webhook_circuits WHERE lane 
 
 -- name: prune_lanes
 -- Lanes that nothing has been sent to for long are not failing, but forgotten.
-DELETE FROM webhook_circuits WHERE lane IN (
-    SELECT lane FROM webhook_circuits WHERE failed_at < $1 ORDER BY failed_at LIMIT $2
-);
+DELETE FROM webhook_circuits
+WHERE lane = ANY(ARRAY(SELECT lane FROM webhook_circuits WHERE failed_at < $1 ORDER BY failed_at LIMIT $2));

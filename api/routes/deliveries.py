@@ -3,8 +3,6 @@ again.
 """
 
 from collections.abc import Mapping
-from dataclasses import replace
-from datetime import datetime
 from typing import Annotated
 from uuid import UUID
 
@@ -13,17 +11,26 @@ from pydantic import AfterValidator, Field
 
 from api import paging
 from api.auth import Operator, Principal, Reader
+from api.delivery_views import (
+    DeliveryView,
+    DeliveryWithLog,
+    RedeliveryDryRun,
+    RedeliveryView,
+    attempt_view,
+    delivery_view,
+    redelivery_view,
+)
 from api.deps import LIST_DEFAULT, Cursor, Limit, Services, WithServices
 from api.errors import ProblemType
 from api.job_requests import Moment, RequestModel
 from api.openapi import problems
 from api.routing import router as make_router
-from api.views import AnyObject, Page, View
+from api.views import Page, View
 from jobs.kinds import Text
 from webhooks import deliveries, endpoints, redeliveries
 from webhooks.deliveries import DeliveryFilter, Place
-from webhooks.model import DELIVERY_TYPES, Delivery, DeliveryAttempt, DeliveryState
-from webhooks.redeliveries import COUNT_MAX, Redelivery, RedeliveryState
+from webhooks.model import DELIVERY_TYPES, DeliveryState
+from webhooks.redeliveries import COUNT_MAX
 
 router = make_router("deliveries")
 
@@ -42,62 +49,6 @@ def _known(name: str) -> str:
 EventType = Annotated[
     Text, AfterValidator(_known), Field(json_schema_extra={"enum": list(DELIVERY_TYPES)})
 ]
-
-
-class DeliveryView(View):
-    """One event for one receiver. `due_at` is the next attempt of a pending one."""
-
-    id: UUID
-    webhook_id: UUID | None
-    url: str
-    type: str
-    state: DeliveryState
-    attempt: int
-    failures: int
-    reason: str | None
-    occurred_at: datetime
-    due_at: datetime | None
-    finished_at: datetime | None
-    data: AnyObject
-    links: dict[str, str]
-
-
-class SentView(View):
-    """The request as it was sent."""
-
-    headers: dict[str, str]
-    body: str
-
-
-class AnsweredView(View):
-    """The answer's headers, and the beginning of its body."""
-
-    headers: dict[str, str]
-    body: str
-
-
-class DeliveryAttemptView(View):
-    """One attempt to deliver: what was sent where, and what was answered, or why nothing was.
-
-    `address` is what the host's name was resolved to and connected to.
-    """
-
-    attempt: int
-    url: str
-    address: str | None
-    started_at: datetime
-    duration_s: float
-    status: int | None
-    request: SentView
-    response: AnsweredView | None
-    error_type: str | None
-    error_detail: str | None
-
-
-class DeliveryWithLog(DeliveryView):
-    """A delivery and its attempts, oldest first."""
-
-    attempts: list[DeliveryAttemptView]
 
 
 class FilterRequest(RequestModel):
@@ -135,32 +86,6 @@ class TenantRedeliverRequest(RequestModel):
 
     filter: TenantFilterRequest
     dry_run: bool = False
-
-
-class RedeliveryView(View):
-    """Deliveries that are sent again: `done` so far of `expected`, which is null when there are too
-    many to count beforehand. It goes on whatever becomes of the client.
-    """
-
-    id: UUID
-    filter: AnyObject
-    actor: str
-    state: RedeliveryState
-    expected: int | None
-    done: int
-    created_at: datetime
-    finished_at: datetime | None
-    links: dict[str, str]
-
-
-class RedeliveryDryRun(View):
-    """What a redelivery would send again now: `at_least` so many when there are too many to
-    count.
-    """
-
-    dry_run: bool = True
-    matched: int
-    at_least: bool
 
 
 _STARTED = {
@@ -220,7 +145,7 @@ async def _page(
         )
     place = page.next and f"{page.next.occurred_at.isoformat()}/{page.next.id}"
     return Page[DeliveryView](
-        data=[_delivery_view(delivery) for delivery in page.deliveries],
+        data=[delivery_view(delivery) for delivery in page.deliveries],
         next_cursor=None if place is None else paging.encode("deliveries", place),
     )
 
@@ -232,8 +157,8 @@ async def get_delivery(
     """A delivery and its attempts."""
     async with services.connection() as connection:
         found, log = await deliveries.get(connection, principal.tenant_id, delivery_id)
-    attempts = [_attempt_view(attempt) for attempt in log]
-    return DeliveryWithLog(**_delivery_view(found).model_dump(), attempts=attempts)
+    attempts = [attempt_view(attempt) for attempt in log]
+    return DeliveryWithLog(**delivery_view(found).model_dump(), attempts=attempts)
 
 
 @router.post(
@@ -247,7 +172,7 @@ async def redeliver(
     """Deliver again at once, under the same `webhook-id` and with a fresh budget of attempts."""
     async with services.transaction() as connection:
         again = await deliveries.redeliver(connection, principal.tenant_id, delivery_id)
-    return _delivery_view(again)
+    return delivery_view(again)
 
 
 @router.post(
@@ -293,7 +218,7 @@ async def _start(
         accepted = await redeliveries.accept(
             connection, principal.tenant_id, wanted, actor=principal.name
         )
-    view = _redelivery_view(accepted)
+    view = redelivery_view(accepted)
     return _json(status.HTTP_202_ACCEPTED, view, {"Location": view.links["self"]})
 
 
@@ -312,7 +237,7 @@ async def list_redeliveries(
             connection, principal.tenant_id, before=before, limit=limit
         )
     return Page[RedeliveryView](
-        data=[_redelivery_view(redelivery) for redelivery in found],
+        data=[redelivery_view(redelivery) for redelivery in found],
         next_cursor=paging.next_cursor("redeliveries", found, limit, lambda row: row.id),
     )
 
@@ -324,7 +249,7 @@ async def get_redelivery(
     """A redelivery and how far it is."""
     async with services.connection() as connection:
         found = await redeliveries.get(connection, principal.tenant_id, redelivery_id)
-    return _redelivery_view(found)
+    return redelivery_view(found)
 
 
 @router.post("/redeliveries/{redelivery_id}/cancel", responses=problems(ProblemType.NOT_FOUND))
@@ -333,7 +258,7 @@ async def cancel_redelivery(
 ) -> RedeliveryView:
     """Do no more of it; what became pending stays so. Idempotent."""
     async with services.transaction() as connection:
-        return _redelivery_view(
+        return redelivery_view(
             await redeliveries.cancel(connection, principal.tenant_id, redelivery_id)
         )
 
@@ -341,62 +266,3 @@ async def cancel_redelivery(
 def _place(text: str) -> Place:
     at, _, delivery_id = text.partition("/")
     return Place(paging.moment(at), UUID(delivery_id))
-
-
-def _delivery_view(delivery: Delivery) -> DeliveryView:
-    path = f"/v1/deliveries/{delivery.id}"
-    webhook = {"webhook": f"/v1/webhooks/{delivery.endpoint_id}"} if delivery.endpoint_id else {}
-    return DeliveryView(
-        id=delivery.id,
-        webhook_id=delivery.endpoint_id,
-        url=delivery.url,
-        type=delivery.type,
-        state=delivery.state,
-        attempt=delivery.attempt,
-        failures=delivery.failures,
-        reason=delivery.reason,
-        occurred_at=delivery.occurred_at,
-        due_at=delivery.due_at,
-        finished_at=delivery.finished_at,
-        data=dict(delivery.data),
-        links={"self": path, "redeliver": f"{path}/redeliver", **webhook},
-    )
-
-
-def _attempt_view(attempt: DeliveryAttempt) -> DeliveryAttemptView:
-    answer = attempt.answer
-    response = None
-    if answer.status is not None:
-        response = AnsweredView(
-            headers=dict(answer.response_headers or {}), body=answer.response_body or ""
-        )
-    return DeliveryAttemptView(
-        attempt=attempt.attempt,
-        url=attempt.url,
-        address=answer.address,
-        started_at=answer.started_at,
-        duration_s=answer.duration_s,
-        status=answer.status,
-        request=SentView(headers=dict(answer.request_headers), body=answer.request_body),
-        response=response,
-        error_type=answer.error_type,
-        error_detail=answer.error_detail,
-    )
-
-
-def _redelivery_view(redelivery: Redelivery) -> RedeliveryView:
-    path = f"/v1/redeliveries/{redelivery.id}"
-    chosen = redeliveries.as_json(replace(redelivery.filter, endpoint_id=None))
-    webhook_id = redelivery.filter.endpoint_id
-    named = {} if webhook_id is None else {"webhook_id": str(webhook_id)}
-    return RedeliveryView(
-        id=redelivery.id,
-        filter={**named, **chosen},
-        actor=redelivery.actor,
-        state=redelivery.state,
-        expected=redelivery.expected,
-        done=redelivery.done,
-        created_at=redelivery.created_at,
-        finished_at=redelivery.finished_at,
-        links={"self": path, "cancel": f"{path}/cancel"},
-    )
