@@ -98,6 +98,11 @@ def test_a_rolling_restart_of_every_process_under_load_fails_nothing(own_stack: 
     long: list[JsonObject] = [{"kind": "probe", "payload": {"sleep_s": 3 * GRACE_S}}] * 10
     with own_stack.api() as api:
         batch_id = str(api.post("/v1/batches", {"jobs": steady + long})["id"])
+        wait_until(
+            lambda: api.get(f"/v1/batches/{batch_id}")["counts"]["running"] >= len(long),
+            timeout_s=30,
+            what="the long jobs to run",
+        )
     for title in ("work", "api", "tick", "search-server"):
         (old,) = (p for p in own_stack.titled(title) if "slot" not in " ".join(p.cmdline()))
         old.terminate()
