@@ -18,8 +18,8 @@ from runtime.logs import logger
 
 # After a look this process does other things for so many times the processor time that the look and
 # those who asked for it took; whoever asks meanwhile waits, at most so long, and shares the next.
-REST = 2.0
-REST_MAX_S = 0.1
+REST = 1.0
+REST_MAX_S = 0.05
 
 log = logger("looks")
 
