@@ -36,8 +36,6 @@ if TYPE_CHECKING:
 POOL_SIZE = 4
 # Connections of deliveries alone: receivers that hang never keep a schedule waiting for one.
 DELIVERY_POOL_SIZE = 4
-# An event waits for at most so long until a deliverer sees it.
-DELIVERY_POLL_S = 0.25
 RETENTION_EVERY_S = 60.0
 FAILING_KEPT = timedelta(days=30)
 
@@ -58,7 +56,7 @@ async def run_tick(settings: "Settings", notifier: "Notifier") -> None:
     try:
         async with anyio.create_task_group() as group, anyio.create_task_group() as ticking:
             stop = await ticking.start(_watch_signals)
-            group.start_soon(partial(deliverer.run, poll_s=min(settings.tick_s, DELIVERY_POLL_S)))
+            group.start_soon(partial(deliverer.run, poll_s=settings.tick_s))
             ticking.start_soon(_forget, pool, settings)
             ticking.start_soon(partial(operations.run, poll_s=settings.tick_s))
             await ticking.start(partial(ticker.run, poll_s=settings.tick_s))

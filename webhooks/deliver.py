@@ -33,6 +33,8 @@ DISABLE_AFTER_S = 5 * 86_400.0
 _FINISH_WITHIN_S = outbox.LEASE_S - TIMEOUT_S - 5.0
 _FINISH_AGAIN_S = 1.0
 _TOGETHER_S = 0.01
+# Where something was owed, more may follow soon; an idle machine is asked less often.
+BUSY_S = 30.0
 _POSTPONED = (*UNREACHABLE, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError)
 
 log = logger("webhooks")
@@ -49,9 +51,12 @@ class Deliverer:
     lanes: Lanes = field(default_factory=Lanes)
     _claiming: anyio.CancelScope = field(default_factory=anyio.CancelScope)
     _freed: anyio.Event = field(default_factory=anyio.Event)
+    _busy_until: float = 0.0
 
     async def run(self, *, poll_s: float) -> None:
-        """Fan out and deliver until `stop`, then return when the last request has ended."""
+        """Fan out and deliver until `stop`, then return when the last request has ended. Looks for
+        work every `poll_s`, and four times as often while there was some lately.
+        """
         async with anyio.create_task_group() as group:
             with self._claiming:
                 while True:
@@ -78,8 +83,11 @@ class Deliverer:
 
     async def _pass(self, group: anyio.abc.TaskGroup, poll_s: float) -> float:
         """Start what is due and has room; answers how long to wait for more."""
+        poll_s /= 4 if anyio.current_time() < self._busy_until else 1
         try:
             ahead = await self._look()
+            if ahead.has_events or ahead.due_in_s is not None:
+                self._busy_until = anyio.current_time() + BUSY_S
             if ahead.due_in_s is not None and ahead.due_in_s <= 0:
                 for item in await self._claim(ahead.now):
                     group.start_soon(self._deliver, item, None)
