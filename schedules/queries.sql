@@ -98,7 +98,11 @@ FOR UPDATE SKIP LOCKED;
 
 -- name: open_jobs
 -- The jobs of these schedules that were not settled when last looked at.
-SELECT tenant_id, schedule_id, job_id FROM schedule_fires WHERE schedule_id = ANY($1::uuid[]) AND look_at IS NOT NULL;
+SELECT open.* FROM unnest($1::uuid[]) AS asked (id)
+CROSS JOIN LATERAL (
+    SELECT tenant_id, schedule_id, job_id FROM schedule_fires
+    WHERE schedule_id = asked.id AND look_at IS NOT NULL OFFSET 0
+) AS open;
 
 -- name: record_fires
 -- A fire that exists already (the clock was set back) yields no row, and no second job.
@@ -110,14 +114,21 @@ ON CONFLICT (schedule_id, fire_at) DO NOTHING
 RETURNING schedule_id, fire_at;
 
 -- name: attach_jobs
--- What became of the fires: their jobs, or why the ledger refused them.
+-- What became of the fires: their jobs, or why the ledger refused them. Each is looked up by its place, here and below: a
+-- join may read all fires while their statistics are old. The caller has locked them.
+WITH made AS MATERIALIZED (
+    SELECT own.ctid AS place, named.*
+    FROM unnest($1::uuid[], $2::timestamptz[], $3::uuid[], $4::text[]) AS named (schedule_id, fire_at, job_id, detail)
+    CROSS JOIN LATERAL (
+        SELECT ctid FROM schedule_fires WHERE schedule_id = named.schedule_id AND fire_at = named.fire_at OFFSET 0
+    ) AS own
+)
 UPDATE schedule_fires AS fire
 SET job_id = made.job_id,
     outcome = CASE WHEN made.job_id IS NULL THEN 'refused' ELSE 'enqueued' END,
     detail = made.detail,
     look_at = CASE WHEN made.job_id IS NULL THEN NULL ELSE $5::timestamptz END
-FROM unnest($1::uuid[], $2::timestamptz[], $3::uuid[], $4::text[]) AS made (schedule_id, fire_at, job_id, detail)
-WHERE fire.schedule_id = made.schedule_id AND fire.fire_at = made.fire_at
+FROM made WHERE fire.ctid = made.place
 RETURNING fire.*;
 
 -- name: advance
@@ -144,15 +155,24 @@ FOR UPDATE SKIP LOCKED;
 -- The longer a job takes, the more seldom it is looked at: a tenth of its age, between 1 s and 1 min.
 UPDATE schedule_fires AS fire
 SET look_at = $3::timestamptz + least(greatest(($3::timestamptz - fire.decided_at) / 10, interval '1 second'), interval '1 minute')
-FROM unnest($1::uuid[], $2::timestamptz[]) AS open (schedule_id, fire_at)
-WHERE fire.schedule_id = open.schedule_id AND fire.fire_at = open.fire_at;
+WHERE fire.ctid = ANY(ARRAY(
+    SELECT own.ctid FROM unnest($1::uuid[], $2::timestamptz[]) AS named (schedule_id, fire_at)
+    CROSS JOIN LATERAL (
+        SELECT ctid FROM schedule_fires WHERE schedule_id = named.schedule_id AND fire_at = named.fire_at OFFSET 0
+    ) AS own));
 
 -- name: close_fires
 -- The job has settled: keep how it ended, which outlives the job itself.
+WITH closed AS MATERIALIZED (
+    SELECT own.ctid AS place, named.*
+    FROM unnest($1::uuid[], $2::timestamptz[], $3::text[]) AS named (schedule_id, fire_at, job_state)
+    CROSS JOIN LATERAL (
+        SELECT ctid FROM schedule_fires WHERE schedule_id = named.schedule_id AND fire_at = named.fire_at OFFSET 0
+    ) AS own
+)
 UPDATE schedule_fires AS fire
 SET job_state = closed.job_state, settled_at = $4, look_at = NULL
-FROM unnest($1::uuid[], $2::timestamptz[], $3::text[]) AS closed (schedule_id, fire_at, job_state)
-WHERE fire.schedule_id = closed.schedule_id AND fire.fire_at = closed.fire_at;
+FROM closed WHERE fire.ctid = closed.place;
 
 -- name: get_adaptive
 -- The adaptive ones of schedules whose rows the caller holds.
